@@ -1,0 +1,75 @@
+"""Profile, seed, folders and the disk cache that every chapter shares.
+
+Environment variables (all optional):
+
+- `RECUTILS_PROFILE`: `auto` (default), `cpu` or `gpu`: how big the budgets of a chapter are.
+- `RECUTILS_CACHE`: where expensive stages keep what they built; delete it at any moment.
+- `RECUTILS_RESULTS`: where chapters write their headline numbers; unset, they are only shown.
+"""
+
+import functools
+import hashlib
+import inspect
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import pandas as pd
+from filelock import FileLock
+from joblib import Memory
+
+SEED = 0
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def profile() -> str:
+    """The budget in force, `"cpu"` or `"gpu"`; `auto` means `gpu` where PyTorch is installed and sees one.
+
+    Raises ValueError for any other value of `RECUTILS_PROFILE`.
+    """
+    wanted = os.environ.get("RECUTILS_PROFILE", "auto")
+    if wanted not in ("auto", "cpu", "gpu"):
+        raise ValueError(f"RECUTILS_PROFILE is {wanted!r}; set it to 'auto', 'cpu' or 'gpu'.")
+    if wanted != "auto":
+        return wanted
+    try:
+        import torch
+    except ImportError:
+        return "cpu"
+    return "gpu" if torch.cuda.is_available() else "cpu"
+
+
+def cache_folder() -> Path:
+    """Where cached stages live: `RECUTILS_CACHE`, else the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "recutils"
+    return Path(os.environ.get("RECUTILS_CACHE", default))
+
+
+def results_folder() -> Path:
+    """Where result rows are read from: `RECUTILS_RESULTS`, else `data/results` of the repository."""
+    default = Path(__file__).resolve().parent.parent / "data" / "results"
+    return Path(os.environ.get("RECUTILS_RESULTS", default))
+
+
+def stage(function: Callable[P, R]) -> Callable[P, R]:
+    """Keep a function's result on disk, by its arguments and by the source of the module it stands in.
+
+    A stage holds models and tables, never measurements. Two processes that ask for the same stage build
+    it once: the second waits for the first. A damaged or deleted cache is built again.
+    """
+    source = inspect.getsourcefile(function)
+    assert source is not None
+    text = Path(source).read_bytes() + pd.__version__.encode() + platform.python_version().encode()
+    version = hashlib.sha256(text).hexdigest()[:12]
+
+    @functools.wraps(function)
+    def cached(*args: P.args, **kwargs: P.kwargs) -> R:
+        folder = cache_folder() / f"{function.__name__}-{version}"
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "lock"):
+            return Memory(folder, verbose=0).cache(function)(*args, **kwargs)
+
+    return cached
