@@ -129,9 +129,7 @@ def _journey_file(name: str) -> Path:
 
 def _complete_journey() -> Store:
     products, lines = journey_table("products"), journey_table("transactions")
-    products = products.rename(
-        columns={"product_category": "category", "product_type": "type", "package_size": "size"}
-    )
+    products = products.rename(columns={"product_category": "category", "product_type": "type", "package_size": "size"})
     reasons = {
         "product not in the catalogue": ~lines["product_id"].isin(products["product_id"]),
         "fuel, coupons, miscellaneous": lines["product_id"].isin(
@@ -292,8 +290,12 @@ def _leave_out(
 
 def _week(timestamps: pd.Series) -> pd.Series:
     """Weeks from Monday to Sunday, counted from 1."""
-    monday = timestamps.min().normalize() - pd.Timedelta(days=timestamps.min().weekday())
-    return (timestamps - monday).dt.days // 7 + 1
+    return (timestamps - _first_monday(timestamps)).dt.days // 7 + 1
+
+
+def _first_monday(timestamps: pd.Series) -> pd.Timestamp:
+    first = timestamps.min()
+    return first.normalize() - pd.Timedelta(days=first.weekday())
 
 
 def item_text(items: pd.DataFrame, columns: list[str] | None = None) -> pd.Series:
@@ -327,12 +329,13 @@ def time_split(store: Store, validation_weeks: int = 4, test_weeks: int = 5, min
         raise ValueError(f"No item of {store.name} is in {min_baskets} training baskets; lower min_baskets.")
     items = store.items[warm].reset_index(drop=True)
     households = pd.Index(np.sort(lines["household_id"].dropna().unique()), name="household_id")
-    in_period = [lines["week"] < validation, lines["week"].between(validation, test - 1), lines["week"] >= test]
-    monday = lines["timestamp"].min().normalize() - pd.Timedelta(days=lines["timestamp"].min().weekday())
+    monday = _first_monday(lines["timestamp"])
     return Split(
         items,
         households,
-        *(make_baskets(lines[rows], items, households) for rows in in_period),
+        train=make_baskets(lines[lines["week"] < validation], items, households),
+        validation=make_baskets(lines[lines["week"].between(validation, test - 1)], items, households),
+        test=make_baskets(lines[lines["week"] >= test], items, households),
         validation_start=monday + pd.Timedelta(weeks=validation - 1),
         test_start=monday + pd.Timedelta(weeks=test - 1),
         cold=np.zeros(len(items), dtype=bool),
@@ -346,9 +349,7 @@ def make_baskets(lines: pd.DataFrame, items: pd.DataFrame, households: pd.Index)
     heads = lines.groupby("basket_id").agg(timestamp=("timestamp", "min"), household=("household_id", "first"))
     heads = heads.sort_values("timestamp", kind="stable")
     row = heads.index.get_indexer(lines["basket_id"])
-    matrix = sparse.csr_matrix(
-        (np.ones(len(row), dtype=np.float32), (row, column)), shape=(len(heads), len(items))
-    )
+    matrix = sparse.csr_matrix((np.ones(len(row), dtype=np.float32), (row, column)), shape=(len(heads), len(items)))
     matrix.data[:] = 1.0  # two lines of one item in one basket are one purchase
     known = households.get_indexer(heads["household"])  # a null household is not in the index: -1
     return Baskets(matrix, known, heads["timestamp"].to_numpy())

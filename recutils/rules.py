@@ -233,7 +233,8 @@ def _as_matrix(baskets: Any) -> tuple[sparse.csr_matrix, list[Hashable] | None]:
 
 def _from_iterables(baskets: Iterable[Iterable[Hashable]]) -> tuple[list[Hashable], sparse.csr_matrix]:
     numbers: dict[Hashable, int] = {}
-    columns, ends = [], [0]
+    columns: list[int] = []
+    ends = [0]
     for basket in baskets:
         if isinstance(basket, str):
             raise ValueError(f"A basket is the string {basket!r}; pass a list of items instead.")

@@ -1,0 +1,58 @@
+"""One style for every figure: colours that hold in greyscale, alternative text, a picture of a chain of steps."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+from IPython.display import display
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+
+# Dark to light, so that greyscale keeps them apart: ink, brick, leaf, sand.
+INK, BRICK, LEAF, SAND = "#1b2a41", "#a63d2f", "#6a9a5b", "#e3c98b"
+STYLE = {
+    "figure.dpi": 110,
+    "savefig.bbox": "tight",
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "legend.frameon": False,
+    "axes.prop_cycle": plt.cycler(color=[INK, BRICK, LEAF, SAND]),
+}
+
+
+def canvas(rows: int = 1, columns: int = 1, width: float = 7.0, height: float = 3.2):
+    """A figure and its axes in the book's style, sizes in inches: what `plt.subplots` returns."""
+    plt.rcParams.update(STYLE)
+    return plt.subplots(rows, columns, figsize=(width, height), layout="constrained")
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Show a figure with its alternative text (kept in the output's metadata) and close it."""
+    display(figure, metadata={"image/png": {"alt": alt}})
+    plt.close(figure)
+
+
+def steps(boxes: Sequence[str], alt: str, arrows: Sequence[str] = ()) -> None:
+    """Draw boxes from left to right with arrows between them; `arrows` are the words on the arrows."""
+    figure, axes = canvas(width=2.1 * len(boxes), height=1.3)
+    axes.set(xlim=(0, len(boxes)), ylim=(0, 1))
+    axes.axis("off")
+    for place, text in enumerate(boxes):
+        fill = "#ffffff" if place < len(boxes) - 1 else SAND
+        style = FancyBboxPatch(
+            (place + 0.08, 0.18), 0.70, 0.6, boxstyle="round,pad=0.04", facecolor=fill, edgecolor=INK
+        )
+        axes.add_patch(style)
+        axes.text(place + 0.43, 0.48, text, ha="center", va="center", fontsize=8.5, color=INK)
+        if place + 1 < len(boxes):
+            axes.annotate(
+                "", (place + 1.03, 0.48), (place + 0.83, 0.48), arrowprops={"arrowstyle": "-|>", "color": INK}
+            )
+            if place < len(arrows):
+                axes.text(place + 0.93, 0.93, arrows[place], ha="center", va="center", fontsize=7.5, color=BRICK)
+    show(figure, alt)
