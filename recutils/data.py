@@ -295,7 +295,7 @@ def _week(timestamps: pd.Series) -> pd.Series:
 
 def _first_monday(timestamps: pd.Series) -> pd.Timestamp:
     first = timestamps.min()
-    return first.normalize() - pd.Timedelta(days=first.weekday())
+    return first.normalize() - pd.Timedelta(days=first.day_of_week)
 
 
 def item_text(items: pd.DataFrame, columns: list[str] | None = None) -> pd.Series:
@@ -412,7 +412,7 @@ def _past_lines(store: Store, split: Split) -> pd.DataFrame:
         afternoon=hour.between(12, 16),
         evening=hour.between(17, 20),
         night=~hour.between(5, 20),
-        weekend=lines["timestamp"].dt.weekday >= 5,
+        weekend=lines["timestamp"].dt.day_of_week >= 5,
     )
     if "discount" in lines:
         exposure = promotion_exposure().reindex(

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
-from IPython.display import display
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
@@ -27,12 +26,14 @@ STYLE = {
 
 def canvas(rows: int = 1, columns: int = 1, width: float = 7.0, height: float = 3.2):
     """A figure and its axes in the book's style, sizes in inches: what `plt.subplots` returns."""
-    plt.rcParams.update(STYLE)
+    plt.style.use(STYLE)
     return plt.subplots(rows, columns, figsize=(width, height), layout="constrained")
 
 
 def show(figure: Figure, alt: str) -> None:
     """Show a figure with its alternative text (kept in the output's metadata) and close it."""
+    from IPython.display import display  # at hand wherever a notebook runs
+
     display(figure, metadata={"image/png": {"alt": alt}})
     plt.close(figure)
 

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import linalg, sparse
 
 from recutils.data import Baskets
-from recutils.rules import association_rules, pair_counts
+from recutils.rules import association_rules, firing, left_sides, pair_counts
 
 
 def top_k(scores: np.ndarray, k: int) -> np.ndarray:
@@ -193,9 +193,9 @@ class RuleRecommender(Recommender):
 
     def __init__(
         self,
-        min_support: float = 0.0003,
+        min_support: float = 0.0001,
         min_confidence: float = 0.05,
-        max_len: int | None = 3,
+        max_len: int | None = 2,
         measure: str = "confidence",
     ) -> None:
         self.min_support, self.min_confidence = min_support, min_confidence
@@ -205,23 +205,12 @@ class RuleRecommender(Recommender):
         rules = association_rules(train.matrix, self.min_support, self.min_confidence, self.max_len)
         # Weakest first, so that among the rules for one item the strongest is written last.
         self.rules = rules.sort_values(self.measure, kind="stable", ignore_index=True)
-        self.sizes = self.rules["antecedents"].map(len).to_numpy(dtype=int)  # (n_rules,)
-        column = np.array([i for left in self.rules["antecedents"] for i in left], dtype=int)
-        rule = np.repeat(np.arange(len(self.sizes)), self.sizes)
-        shape = (train.matrix.shape[1], len(self.sizes))
-        self.left = sparse.csr_matrix((np.ones(len(rule), np.float32), (column, rule)), shape=shape)
+        self.left = left_sides(self.rules, train.matrix.shape[1])
         self.right = np.array([next(iter(c)) for c in self.rules["consequents"]], dtype=int)
         self.weights = self.rules[self.measure].to_numpy(dtype=np.float32)
 
     def _score(self, queries: Baskets) -> np.ndarray:
         scores = np.full(queries.matrix.shape, -np.inf, dtype=np.float32)
-        row, rule = self.firing(queries)
+        row, rule = firing(queries.matrix, self.left)
         scores[row, self.right[rule]] = self.weights[rule]
         return scores
-
-    def firing(self, queries: Baskets) -> tuple[np.ndarray, np.ndarray]:
-        """Which rules fire: query numbers and row numbers of `rules`, rules in ascending order of strength."""
-        held = sparse.coo_matrix(queries.matrix @ self.left)  # how many antecedents of each rule the basket holds
-        row, rule = held.row[held.data == self.sizes[held.col]], held.col[held.data == self.sizes[held.col]]
-        order = np.argsort(rule, kind="stable")
-        return row[order], rule[order]

@@ -122,6 +122,31 @@ def pair_counts(matrix: sparse.spmatrix) -> sparse.csr_matrix:
     return sparse.csr_matrix(x.T @ x)
 
 
+def left_sides(rules: pd.DataFrame, n_items: int) -> sparse.csr_matrix:
+    """The antecedents as a 0/1 matrix (n_items, n_rules), for rules over the columns of a basket matrix."""
+    sizes = rules["antecedents"].map(len).to_numpy(dtype=int)
+    column = np.fromiter((i for left in rules["antecedents"] for i in left), dtype=int, count=sizes.sum())
+    rule = np.repeat(np.arange(len(sizes)), sizes)
+    return sparse.csr_matrix((np.ones(len(rule), np.float32), (column, rule)), shape=(n_items, len(sizes)))
+
+
+def firing(matrix: sparse.csr_matrix, left: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+    """Which rules fire in which baskets: (basket numbers, rule numbers), in ascending order of the rules.
+
+    `matrix` is 0/1 (n_baskets, n_items), `left` comes from `left_sides`; a rule fires when all of its left
+    side is in the basket.
+    """
+    sizes = np.asarray(left.sum(axis=0)).ravel()
+    found = []
+    for start in range(0, matrix.shape[0], 1024):  # partly held left sides are many, so not all at once
+        held = sparse.coo_matrix(matrix[start : start + 1024] @ left)
+        whole = held.data == sizes[held.col]
+        found.append((held.row[whole] + start, held.col[whole]))
+    basket, rule = (np.concatenate(part) for part in zip(*found, strict=True))
+    order = np.argsort(rule, kind="stable")
+    return basket[order], rule[order]
+
+
 # ---------------------------------------------------------------------------------------------- inside
 
 Levels = list[tuple[np.ndarray, np.ndarray]]  # for lengths 1, 2, ...: (n_sets, length) and (n_sets,)
