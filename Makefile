@@ -1,0 +1,47 @@
+# make book: set up, execute every notebook on the full store, render the book.
+# make test: set up, run every check. The rest is for authors; see CONTRIBUTING.md.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+export RECUTILS_CACHE ?= $(CURDIR)/.cache
+
+.PHONY: book test lab notebooks format html bench clean
+
+book: .venv/book
+	rm -rf _build/notebooks _build/results
+	RECUTILS_RESULTS=$(CURDIR)/_build/results $(BIN)/python tools/runner.py run _build/notebooks
+	$(BIN)/python tools/book.py html _build/notebooks
+
+test: .venv/test
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	$(BIN)/python tools/book.py html
+	rm -rf _build/fresh
+	RECUTILS_RESULTS=$(CURDIR)/_build/fresh $(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks
+	$(BIN)/pytest
+
+lab: .venv/book
+	$(BIN)/jupyter lab notebooks
+
+notebooks: .venv/test
+	$(BIN)/python tools/runner.py format
+	RECUTILS_RESULTS=$(CURDIR)/data/results $(BIN)/python tools/runner.py commit
+	$(BIN)/python tools/book.py readme
+
+format: .venv/test
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format . --exclude "*.ipynb"
+	$(BIN)/python tools/runner.py format
+
+html: .venv/book
+	$(BIN)/python tools/book.py html
+
+bench: .venv/bench
+	$(BIN)/python tests/benchmarks/mining.py
+
+clean:
+	rm -rf _build .cache .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info
+
+.venv/book .venv/test .venv/bench: .venv/%: pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@test -d .venv || $(PYTHON) -m venv .venv || { echo "The venv module is missing (Debian: apt-get install python3-venv)."; rm -rf .venv; exit 1; }
+	$(INSTALL) -e ".[$*]"
+	@touch $@

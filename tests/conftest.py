@@ -1,0 +1,59 @@
+"""Fixtures, and one rule: where RECUTILS_STRICT is set (CI sets it), what is missing fails instead of being skipped."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from sample import FOLDER
+
+from recutils import data
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def missing(what: str) -> None:
+    """Skip the test with a plain message; in CI, fail it."""
+    if os.environ.get("RECUTILS_STRICT"):
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data that is not the book's; its place is in RECUTILS_SHARED_DATA."""
+    folder = Path(os.environ.get("RECUTILS_SHARED_DATA", "not-set"))
+    if not (folder / "groceries_baskets.csv").exists():
+        missing("RECUTILS_SHARED_DATA names no folder with groceries_baskets.csv and online_retail.parquet.")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """A Chromium to look at the book with."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        missing("Chromium is not installed (Debian: apt-get install chromium); the rendered book was not looked at.")
+    return str(found)
+
+
+@pytest.fixture(scope="session")
+def sample() -> data.Store:
+    """The made-up shop in data/sample."""
+    return data.load_store(FOLDER)
+
+
+@pytest.fixture(scope="session")
+def sample_split(sample) -> data.Split:
+    return data.time_split(sample, min_baskets=5)
+
+
+@pytest.fixture(scope="session")
+def journey() -> data.Store:
+    """Complete Journey, the book's store."""
+    return data.load_store()
+
+
+@pytest.fixture(scope="session")
+def journey_split(journey) -> data.Split:
+    return data.time_split(journey)

@@ -1,0 +1,117 @@
+"""The rendered book in headless Chromium, opened from its folder: no network, no error, formulas and search work."""
+
+import json
+import re
+import subprocess
+
+import pytest
+from conftest import ROOT, missing
+from test_book import ADDRESS, STEMS
+
+HTML = ROOT / "_build" / "html"
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update", "--enable-logging=stderr"),
+    *("--host-resolver-rules=MAP * 127.0.0.1:9", "--virtual-time-budget=20000", "--dump-dom"),
+]
+PAGES = ["intro.html", *(f"notebooks/{s}.html" for s in STEMS), "glossary.html", "references.html", "executed.html"]
+
+
+def requests_of_the_page(log):
+    """Addresses on the network that the page asked for; the browser's own requests have no origin."""
+    ours, asked = set(), {}
+    for line in log.read_text(encoding="utf-8", errors="ignore").splitlines():
+        try:
+            event = json.loads(line.rstrip(","))
+            params, source = event["params"], event["source"]["id"]
+        except (ValueError, KeyError, TypeError):
+            continue
+        if params.get("initiator", "not an origin") != "not an origin":
+            ours.add(source)
+        if str(params.get("url", "")).startswith(("http:", "https:", "ws:")):
+            asked[source] = params["url"]
+    return [url for source, url in asked.items() if source in ours]
+
+
+@pytest.fixture(scope="module")
+def see(chromium, tmp_path_factory):
+    """Open a page; return its document after scripts ran, and what went wrong: console errors, network requests."""
+    if not (HTML / "index.html").exists():
+        missing("The book was not rendered; make html does that.")
+    folder = tmp_path_factory.mktemp("chromium")
+
+    def open_page(page):
+        log = folder / "net.json"
+        log.unlink(missing_ok=True)
+        address = page if page.startswith("file:") else f"file://{HTML}/{page}"
+        command = [chromium, *FLAGS, f"--user-data-dir={folder / 'profile'}", f"--log-net-log={log}", address]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        console = [line for line in run.stderr.splitlines() if "CONSOLE" in line]
+        # Two remarks of the theme are no errors: "Changed to light mode", "Adding toggle buttons".
+        console = [line for line in console if '"[PST]: ' not in line and '"[togglebutton]: Adding' not in line]
+        return run.stdout, console + requests_of_the_page(log)
+
+    return open_page
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_is_quiet_and_asks_nothing_of_the_network(see, page):
+    document, console = see(page)
+    assert not console, console
+    assert "<h1" in document
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        '<script src="https://example.org/x.js"></script>',
+        '<img src="https://example.org/x.png">',
+        '<link rel="stylesheet" href="https://example.org/x.css">',
+        "<style>@font-face {font-family: x; src: url(https://example.org/x)} b {font-family: x}</style><b>x</b>",
+        "<script>fetch('https://example.org/x')</script>",
+        "<script>throw new Error('x')</script>",
+    ],
+)
+def test_a_request_and_an_error_would_be_noticed(see, wrong, tmp_path):
+    (tmp_path / "page.html").write_text(f"<h1>A page</h1>{wrong}")
+    assert see(f"file://{tmp_path}/page.html")[1]
+
+
+def test_buttons_lead_to_the_repository_and_to_colab(see):
+    document, _ = see(f"notebooks/{STEMS[0]}.html")
+    links = set(re.findall(r'href="([^"]+)"', document))
+    assert ADDRESS in links and f"{ADDRESS}/issues/new" in " ".join(links)
+    path = ADDRESS.removeprefix("https://github.com/")
+    assert f"https://colab.research.google.com/github/{path}/blob/main/notebooks/{STEMS[0]}.ipynb" in links
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_formulas_figures_and_folds(see, stem):
+    document, _ = see(f"notebooks/{stem}.html")
+    formulas = len(re.findall(r'class="(?:[^"]* )?math ', document))
+    assert formulas > 5 and document.count("<mjx-container") >= formulas and '<g data-mml-node="merror"' not in document
+    images = re.findall(r"<img[^>]+>", document)
+    shown = [i for i in images if "_images/" in i]
+    assert len(shown) >= 5 and all(re.search(r'alt="[^"]{40,}"', i) for i in shown)
+    assert document.count("tag_hide-cell") >= 3 and "colab.research.google.com" in document
+
+
+def test_search_finds_a_chapter(see):
+    document, console = see("search.html?q=apriori")
+    assert not console and re.search(r'class="search"[^>]*>.*?04_association_rules', document, re.DOTALL)
+
+
+def test_no_page_loads_anything_from_elsewhere():
+    if not (HTML / "index.html").exists():
+        missing("The book was not rendered; make html does that.")
+    for page in HTML.rglob("*.html"):
+        for tag in re.findall(r"<(?:script|link|img|iframe)[^>]+>", page.read_text(encoding="utf-8")):
+            if "image/svg" in tag or 'rel="canonical"' in tag or "badge" in tag or "img.shields.io" in tag:
+                continue
+            assert not re.search(r'(?:src|href)="(?:https?:)?//', tag), (page.name, tag)
+
+
+def test_the_stored_runs_are_shown_where_there_are_any():
+    runs = ROOT / "_build" / "notebooks" / "runs.json"
+    if runs.exists():
+        assert all(r["peak_gb"] < 2 for r in json.loads(runs.read_text()))

@@ -1,0 +1,170 @@
+"""Mining against brute force, against mlxtend, and against the counts published for Groceries."""
+
+from fractions import Fraction
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import pytest
+from mlxtend.frequent_patterns import association_rules as mlxtend_rules
+from mlxtend.frequent_patterns import fpgrowth
+from scipy import sparse
+
+from recutils import rules
+
+
+@pytest.fixture(scope="module")
+def groceries(shared):
+    lines = (shared / "groceries_baskets.csv").read_text(encoding="utf-8").splitlines()
+    return [line.split(",") for line in lines]
+
+
+@pytest.mark.parametrize(
+    "support, confidence, min_len, expected",
+    [
+        (0.001, 0.8, 1, {"all": 410, 3: 29, 4: 229, 5: 140, 6: 12}),
+        (0.001, 0.5, 1, {"all": 5668}),
+        (0.01, 0.5, 1, {"all": 15}),
+        (0.006, 0.25, 2, {"all": 463, 2: 150, 3: 297, 4: 16}),
+    ],
+)
+def test_published_counts_of_groceries(groceries, support, confidence, min_len, expected):
+    found = rules.association_rules(groceries, support, confidence)
+    length = found["antecedents"].map(len) + 1
+    assert (length >= min_len).sum() == expected.pop("all")
+    for n, count in expected.items():
+        assert (length == n).sum() == count
+
+
+def test_groceries_equal_mlxtend_but_for_boundary_rules(groceries):
+    """mlxtend divides rounded supports; the rules it misses are right exactly eight times in ten."""
+    items = sorted({item for basket in groceries for item in basket})
+    table = pd.DataFrame([[item in basket for item in items] for basket in map(set, groceries)], columns=items)
+    sets = fpgrowth(table, 0.001, use_colnames=True)
+    ours = rules.frequent_itemsets(groceries, 0.001)
+    count = dict(zip(ours["itemset"], ours["count"], strict=True))
+    assert count == {s: round(v * 9835) for s, v in zip(sets["itemsets"], sets["support"], strict=True)}
+    theirs = mlxtend_rules(sets, metric="confidence", min_threshold=0.8)
+    theirs = theirs[theirs["consequents"].map(len) == 1]
+    mine = rules.association_rules(groceries, 0.001, 0.8)
+    pairs = [set(zip(t["antecedents"], t["consequents"], strict=True)) for t in (mine, theirs)]
+    assert (len(pairs[0]), len(pairs[1])) == (410, 406) and pairs[1] < pairs[0]
+    for left, right in pairs[0] - pairs[1]:
+        assert Fraction(count[left | right], count[left]) == Fraction(4, 5)
+
+
+def test_the_store_equals_mlxtend(journey_split):
+    matrix = journey_split.train.matrix
+    sets = fpgrowth(pd.DataFrame.sparse.from_spmatrix(matrix.astype(bool)), 0.003)
+    ours = rules.frequent_itemsets(matrix, 0.003)
+    n = matrix.shape[0]
+    expected = {s: round(v * n) for s, v in zip(sets["itemsets"], sets["support"], strict=True)}
+    assert dict(zip(ours["itemset"], ours["count"], strict=True)) == expected and len(expected) > 500
+    theirs = mlxtend_rules(sets, metric="confidence", min_threshold=0.2)
+    mine = rules.association_rules(matrix, 0.003, 0.2, single_consequent=False)
+    columns = ["support", "confidence", "lift", "leverage", "conviction"]
+    key = ["antecedents", "consequents"]
+    both = mine.set_index(key)[columns].join(theirs.set_index(key)[columns], rsuffix="_mlxtend", how="outer")
+    assert len(both) == len(mine) == len(theirs) > 100
+    for column in columns:
+        np.testing.assert_allclose(both[column], both[f"{column}_mlxtend"], rtol=1e-9)
+
+
+@pytest.mark.parametrize("support, itemsets", [(0.001, 5_858), (0.0003, 45_084)])
+def test_itemset_counts_of_the_store(journey_split, support, itemsets):
+    assert len(rules.frequent_itemsets(journey_split.train.matrix, support, max_len=5)) == itemsets
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_brute_force_on_dense_random_baskets(seed):
+    """All itemsets and all rules, any split of both sides, on 40 dense baskets over 8 items."""
+    x = np.random.default_rng(seed).random((40, 8)) < 0.55
+    count = {frozenset(s): int(x[:, list(s)].all(axis=1).sum()) for k in range(1, 9) for s in combinations(range(8), k)}
+    for support in (0.05, 0.3, 1.0):
+        found = rules.frequent_itemsets(sparse.csr_matrix(x), support)
+        got = dict(zip(found["itemset"], found["count"], strict=True))
+        assert got == {s: n for s, n in count.items() if n >= support * 40 and n > 0}
+    expected = {
+        (left, s - left)
+        for s, n in count.items()
+        if n >= 4
+        for k in range(1, len(s))
+        for left in map(frozenset, combinations(s, k))
+        if 10 * n >= 6 * count[left]
+    }
+    found = rules.association_rules(sparse.csr_matrix(x), 0.1, 0.6, single_consequent=False)
+    assert set(zip(found["antecedents"], found["consequents"], strict=True)) == expected
+    single = rules.association_rules(sparse.csr_matrix(x), 0.1, 0.6)
+    assert set(zip(single["antecedents"], single["consequents"], strict=True)) == {
+        r for r in expected if len(r[1]) == 1
+    }
+    assert found["antecedents"].map(len).min() == 1
+
+
+@pytest.mark.parametrize("max_len", [1, 2, 3, 4])
+def test_max_len_only_cuts(max_len):
+    x = sparse.csr_matrix(np.random.default_rng(1).random((60, 9)) < 0.5)
+    everything = rules.frequent_itemsets(x, 0.1)
+    cut = rules.frequent_itemsets(x, 0.1, max_len=max_len)
+    pd.testing.assert_frame_equal(cut, everything[everything["length"] <= max_len].reset_index(drop=True))
+
+
+def test_iterables_of_anything_hashable():
+    found = rules.frequent_itemsets([("a", 1), ("a",), {"a", 1, None}], 0.6)
+    assert dict(zip(found["itemset"], found["count"], strict=True)) == {
+        frozenset({"a"}): 3,
+        frozenset({1}): 2,
+        frozenset({"a", 1}): 2,
+    }
+    assert len(rules.frequent_itemsets((basket for basket in [["x"], []]), 0.5)) == 1
+
+
+@pytest.mark.parametrize("support, baskets, smallest", [(0.07, 100, 7), (0.1, 30, 3), (0.3, 10, 3), (0.001, 9835, 10)])
+def test_support_is_an_exact_integer_threshold(support, baskets, smallest):
+    """In floating point 0.07 * 100 is a little above 7 and 0.1 * 30 above 3."""
+    assert rules._min_count(support, baskets) == smallest
+
+
+def test_measures_by_hand():
+    m = rules.interest_measures([300], [500], [400], 1000)
+    expected = {"support": 0.3, "confidence": 0.6, "lift": 1.5, "leverage": 0.1, "conviction": 1.5, "zhang": 0.1 / 0.15}
+    assert {k: v.item() for k, v in m.items() if k != "count"} == pytest.approx(expected)
+    assert rules.interest_measures([5], [5], [50], 100)["conviction"] == np.inf
+    extreme = rules.interest_measures([10, 0, 100], [10, 10, 100], [10, 10, 100], 100)
+    assert extreme["zhang"].tolist() == pytest.approx([1, -1, 0])
+
+
+def test_firing_by_brute_force():
+    rng = np.random.default_rng(0)
+    x = sparse.csr_matrix((rng.random((2500, 12)) < 0.3).astype(np.float32))
+    table = rules.association_rules(x, 0.01, 0.2, max_len=4)
+    basket, rule = rules.firing(x, rules.left_sides(table, 12))
+    held = [set(x[b].indices) for b in range(2500)]
+    got = set(zip(basket.tolist(), rule.tolist(), strict=True))
+    expected = {(b, r) for r, left in enumerate(table["antecedents"]) for b in range(2500) if left <= held[b]}
+    assert got == expected and (np.diff(rule) >= 0).all()
+
+
+@pytest.mark.parametrize("support", [0, -0.1, 2, float("nan")])
+def test_support_out_of_range(support):
+    with pytest.raises(ValueError, match="above 0 and at most 1"):
+        rules.frequent_itemsets([["a"]], support)
+
+
+def test_misuse_gets_one_clear_error():
+    with pytest.raises(ValueError, match="min_confidence is 1.5"):
+        rules.association_rules([["a"]], 0.5, 1.5)
+    with pytest.raises(ValueError, match="max_len is 0"):
+        rules.frequent_itemsets([["a"]], 0.5, max_len=0)
+    with pytest.raises(ValueError, match="no baskets"):
+        rules.frequent_itemsets([], 0.5)
+    with pytest.raises(ValueError, match="other than 0 and 1"):
+        rules.frequent_itemsets(sparse.csr_matrix([[2, 1]]), 0.5)
+    with pytest.raises(ValueError, match="pass a list of items"):
+        rules.frequent_itemsets(["milk"], 0.5)
+
+
+def test_nothing_found_is_an_empty_table():
+    assert rules.association_rules([["a"], ["b"]], 0.5, 0.5).columns.tolist()[:2] == ["antecedents", "consequents"]
+    assert len(rules.frequent_itemsets([["a"], ["b"]], 0.9)) == 0
+    assert len(rules.frequent_itemsets([[], []], 0.5)) == 0

@@ -1,0 +1,113 @@
+"""Render the book, and keep the table and the picture of README.md in step with the notebooks.
+
+python tools/book.py html [NOTEBOOKS]   render to _build/html from a folder of executed notebooks
+python tools/book.py table              write the leaderboard of data/results into README.md
+"""
+
+import base64
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import nbformat
+import yaml
+
+from recutils import evaluate, settings
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGE, HTML = ROOT / "_build" / "book", ROOT / "_build" / "html"
+PACKAGES = ["numpy", "scipy", "pandas", "pyarrow", "matplotlib", "mlxtend", "networkx", "jupyter-book"]
+
+
+def pages() -> list[str]:
+    """The pages of _toc.yml, without their endings."""
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    return [toc["root"], *(c["file"] for part in toc["parts"] for c in part["chapters"])]
+
+
+def executed_page(notebooks: Path) -> str:
+    """The page that says what was executed, how long it took, and with what."""
+    text = "# Executed on\n\n"
+    if (notebooks / "runs.json").exists():
+        runs = json.loads((notebooks / "runs.json").read_text(encoding="utf-8"))
+        text += "The notebooks of this book, as they were executed for it, each from a clean kernel:\n\n"
+        text += "| notebook | seconds | peak memory (GB) |\n|---|---|---|\n"
+        text += "".join(f"| {r['notebook']} | {r['seconds']} | {r['peak_gb']} |\n" for r in runs)
+    else:
+        text += "This copy was rendered from the outputs stored with the notebooks; `make book` executes them anew.\n"
+    text += f"\nProfile `{settings.profile()}`, {os.cpu_count()} CPU cores, {platform.system()}, "
+    text += f"Python {platform.python_version()}.\n\n| package | version |\n|---|---|\n"
+    for name in PACKAGES:
+        try:
+            text += f"| {name} | {version(name)} |\n"
+        except PackageNotFoundError:
+            text += f"| {name} | not installed |\n"
+    return text
+
+
+def html(notebooks: Path) -> None:
+    """Stage the pages and render them; warnings are errors."""
+    shutil.rmtree(STAGE, ignore_errors=True)
+    for page in pages():
+        source = notebooks / f"{Path(page).name}.ipynb" if page.startswith("notebooks/") else ROOT / f"{page}.md"
+        target = STAGE / f"{page}{source.suffix}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if page == "executed":
+            target.write_text(executed_page(notebooks), encoding="utf-8")
+        elif source.suffix == ".ipynb":
+            # Badges are pictures from elsewhere; without a network a plain link has to do.
+            badge = re.compile(r"\[!\[([^\]]*)\]\(\S*?\)\]\(")
+            target.write_text(badge.sub(r"[\1](", source.read_text(encoding="utf-8")), encoding="utf-8")
+        else:
+            shutil.copy(source, target)
+    for name in ("_toc.yml", "_config.yml", "references.bib"):
+        shutil.copy(ROOT / name, STAGE / name)
+    for name in ("_static", "_ext"):
+        shutil.copytree(ROOT / name, STAGE / name)
+    command = ["jupyter-book", "build", "--all", "-W", "-n", "--keep-going", "-q", str(STAGE)]
+    subprocess.run([str(Path(sys.executable).parent / command[0]), *command[1:]], check=True)
+    shutil.rmtree(HTML, ignore_errors=True)
+    shutil.move(STAGE / "_build" / "html", HTML)
+    print(f"The book: {HTML / 'index.html'}")
+
+
+def table() -> str:
+    """The main task's leaderboard in Markdown, best model first."""
+    board = evaluate.leaderboard(evaluate.read_results(ROOT / "data" / "results")).iloc[::-1]
+    lines = ["| model | NDCG@10 | 95 % interval | chapter |", "|---|---|---|---|"]
+    for row in board.itertuples():
+        lines.append(f"| `{row.model}` | {row.value:.3f} | {row.low:.3f} to {row.high:.3f} | {row.chapter[:2]} |")
+    return "\n".join(lines)
+
+
+def picture() -> bytes:
+    """The figure of chapter 04 that README.md shows, as png."""
+    notebook = nbformat.read(ROOT / "notebooks" / "04_association_rules.ipynb", as_version=4)
+    for cell in notebook.cells:
+        if cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "").startswith("Networks of products"):
+            return base64.b64decode(next(o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})))
+    raise ValueError("Chapter 04 has no figure of islands any more; choose another for README.md.")
+
+
+def readme() -> None:
+    """Put the table between its marks in README.md, and the picture beside the others."""
+    path = ROOT / "README.md"
+    marks = re.compile(r"(<!-- leaderboard -->\n).*?(\n<!-- end -->)", re.DOTALL)
+    text = marks.sub(lambda m: m[1] + table() + m[2], path.read_text(encoding="utf-8"))
+    path.write_text(text, encoding="utf-8")
+    (ROOT / "_static" / "islands.png").write_bytes(picture())
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["html"]:
+        html(Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "notebooks")
+    elif sys.argv[1:] == ["readme"]:
+        readme()
+    else:
+        sys.exit(__doc__)
