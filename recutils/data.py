@@ -135,7 +135,7 @@ def _complete_journey() -> Store:
         "fuel, coupons, miscellaneous": lines["product_id"].isin(
             products.loc[products["department"].isin(NOT_MERCHANDISE), "product_id"]
         ),
-        "product without category and type": lines["product_id"].isin(
+        "product without category or type": lines["product_id"].isin(
             products.loc[products[["category", "type"]].isna().any(axis=1), "product_id"]
         ),
     }

@@ -1,6 +1,7 @@
 """The book's evaluation protocol (chapter 01): tasks, metrics, intervals and the leaderboard.
 
-Every task ranks all items, never a sample of them, and every model has seen the training weeks only.
+Every task ranks all of its candidates, never a sample (all items not in the basket; the cold items on the cold
+shelf), and every model has seen the training weeks only.
 """
 
 import json
