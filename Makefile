@@ -43,5 +43,4 @@ clean:
 .venv/book .venv/test .venv/bench: .venv/%: pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@test -d .venv || $(PYTHON) -m venv .venv || { echo "The venv module is missing (Debian: apt-get install python3-venv)."; rm -rf .venv; exit 1; }
-	$(INSTALL) -e ".[$*]"
-	@touch $@
+	@start=$$(date +%s); $(INSTALL) -e ".[$*]" && touch $@ && echo "set up in $$(($$(date +%s) - start)) s"

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def executed_page(notebooks: Path) -> str:
 
 def html(notebooks: Path) -> None:
     """Stage the pages and render them; warnings are errors."""
+    start = time.perf_counter()
     shutil.rmtree(STAGE, ignore_errors=True)
     for page in pages():
         source = notebooks / f"{Path(page).name}.ipynb" if page.startswith("notebooks/") else ROOT / f"{page}.md"
@@ -74,6 +76,7 @@ def html(notebooks: Path) -> None:
     subprocess.run([str(Path(sys.executable).parent / command[0]), *command[1:]], check=True)
     shutil.rmtree(HTML, ignore_errors=True)
     shutil.move(STAGE / "_build" / "html", HTML)
+    print(f"rendered in {time.perf_counter() - start:.0f} s")
     print(f"The book: {HTML / 'index.html'}")
 
 
