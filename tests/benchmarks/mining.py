@@ -23,36 +23,40 @@ x = sparse.load_npz(file)
 if method == "recutils":
     from recutils.rules import frequent_itemsets
     mine = lambda: frequent_itemsets(x, support, longest)
+    rows = lambda found: zip(found["itemset"], found["count"])
 elif method == "mlxtend fpgrowth":
     from mlxtend.frequent_patterns import fpgrowth
     table = pd.DataFrame.sparse.from_spmatrix(x.astype(bool))
     mine = lambda: fpgrowth(table, support, max_len=longest)
+    rows = lambda found: zip(found["itemsets"], (found["support"] * x.shape[0]).round())
 else:
     import fim
     from recutils.rules import _min_count
     baskets = [x.indices[a:b].tolist() for a, b in zip(x.indptr, x.indptr[1:])]
     mine = lambda: fim.eclat(baskets, supp=-_min_count(support, x.shape[0]), zmin=1, zmax=longest or -1, report="a")
+    rows = lambda found: ((frozenset(items), count) for items, count in found)
 peak = lambda: int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1]) / 1024
 before, seconds = peak(), []
 for _ in range(1 if method.startswith("mlxtend") else 3):
     start = time.perf_counter()
     found = mine()
     seconds.append(time.perf_counter() - start)
-print(len(found), min(seconds), peak() - before)
+memory = peak() - before
+print(len(found), min(seconds), memory, sum(hash((itemset, int(count))) for itemset, count in rows(found)))
 """
 CASES = [(0.001, 2), (0.0003, 2), (0.001, 5), (0.0003, 5), (0.0001, 5)]
 METHODS = ["recutils", "mlxtend fpgrowth", "PyFIM eclat (C)"]
 
 
-def measure(file: Path, method: str, support: float, longest: int) -> tuple[int, float, float]:
-    """How many itemsets, how many seconds, how many MB on top."""
+def measure(file: Path, method: str, support: float, longest: int) -> tuple[int, float, float, str]:
+    """How many itemsets, how many seconds, how many MB on top, and a checksum of the itemsets with their counts."""
     command = [sys.executable, "-c", SCRIPT, str(file), method, str(support), str(longest)]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-    return int(out[0]), float(out[1]), float(out[2])
+    return int(out[0]), float(out[1]), float(out[2]), out[3]
 
 
 def main() -> None:
-    """Measure every case and print the table; fail where the itemsets differ in number."""
+    """Measure every case and print the table; fail where the itemsets or their counts differ."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "train.npz"
@@ -61,15 +65,14 @@ def main() -> None:
             for method in METHODS:
                 if method.startswith("mlxtend") and support < 0.0003:
                     continue
-                found, seconds, megabytes = measure(file, method, support, longest)
-                rows.append((support, longest, method, found, seconds, megabytes))
-    table = pd.DataFrame(rows, columns=["support", "longest", "method", "itemsets", "seconds", "MB"])
+                rows.append((support, longest, method, *measure(file, method, support, longest)))
+    table = pd.DataFrame(rows, columns=["support", "longest", "method", "itemsets", "seconds", "MB", "checksum"])
     ours = table[table["method"] == "recutils"].set_index(["support", "longest"])["seconds"]
     table["times ours"] = (
         table["seconds"] / ours.loc[pd.MultiIndex.from_frame(table[["support", "longest"]])].to_numpy()
     )
-    print(table.to_string(index=False, float_format="{:.4g}".format))
-    assert (table.groupby(["support", "longest"])["itemsets"].nunique() == 1).all(), "the miners disagree"
+    print(table.drop(columns="checksum").to_string(index=False, float_format="{:.4g}".format))
+    assert (table.groupby(["support", "longest"])["checksum"].nunique() == 1).all(), "the miners disagree"
 
 
 if __name__ == "__main__":
