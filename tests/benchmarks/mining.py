@@ -20,6 +20,8 @@ import pandas as pd
 from scipy import sparse
 file, method, support, longest = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4]) or None
 x = sparse.load_npz(file)
+peak = lambda: int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1]) / 1024
+before = peak()
 if method == "recutils":
     from recutils.rules import frequent_itemsets
     mine = lambda: frequent_itemsets(x, support, longest)
@@ -35,8 +37,7 @@ else:
     baskets = [x.indices[a:b].tolist() for a, b in zip(x.indptr, x.indptr[1:])]
     mine = lambda: fim.eclat(baskets, supp=-_min_count(support, x.shape[0]), zmin=1, zmax=longest or -1, report="a")
     rows = lambda found: ((frozenset(items), count) for items, count in found)
-peak = lambda: int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1]) / 1024
-before, seconds = peak(), []
+seconds = []
 for _ in range(1 if method.startswith("mlxtend") else 3):
     start = time.perf_counter()
     found = mine()
