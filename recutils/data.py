@@ -55,7 +55,7 @@ class Store:
     @property
     def text_columns(self) -> list[str]:
         """The columns of `items` that hold words."""
-        return [c for c in self.items if c != "item_id" and not pd.api.types.is_numeric_dtype(self.items[c])]
+        return _text_columns(self.items)
 
 
 @dataclass
@@ -298,9 +298,13 @@ def _first_monday(timestamps: pd.Series) -> pd.Timestamp:
     return first.normalize() - pd.Timedelta(days=first.day_of_week)
 
 
+def _text_columns(items: pd.DataFrame) -> list[str]:
+    return [c for c in items if c != "item_id" and not pd.api.types.is_numeric_dtype(items[c])]
+
+
 def item_text(items: pd.DataFrame, columns: list[str] | None = None) -> pd.Series:
     """The words on an item: its text columns in lower case, joined by commas, gaps left out."""
-    columns = columns or [c for c in items if c != "item_id" and not pd.api.types.is_numeric_dtype(items[c])]
+    columns = columns or _text_columns(items)
     words = items[columns].fillna("").astype(str)
     return words.apply(lambda row: ", ".join(" ".join(v.lower().split()) for v in row if v.strip()), axis=1)
 

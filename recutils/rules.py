@@ -215,24 +215,21 @@ def _deepen(
 
 
 def _count_of(sets: np.ndarray, levels: Levels) -> np.ndarray:
-    """The counts of itemsets (n_sets, length) that are frequent: each item is one step down a prefix tree."""
-    n_items = len(levels[0][0])
-    place = sets[:, 0]
-    for depth in range(1, sets.shape[1]):
-        level = levels[depth][0]
-        keys = _place(level[:, :-1], levels) * n_items + level[:, -1]  # sorted, as the level is
-        place = np.searchsorted(keys, place * n_items + sets[:, depth])
-    return levels[sets.shape[1] - 1][1][place]
+    """The counts of itemsets (n_sets, length), all of them frequent."""
+    return levels[sets.shape[1] - 1][1][_place(sets, levels)]
 
 
 def _place(sets: np.ndarray, levels: Levels) -> np.ndarray:
-    """Row numbers of itemsets in their level; rows with equal sets are neighbours, so one number a run."""
-    new = np.r_[True, (sets[1:] != sets[:-1]).any(axis=1)] if len(sets) else np.empty(0, bool)
+    """Row numbers of frequent itemsets in their level: each item is one step down a prefix tree.
+
+    Neighbouring rows with equal sets are looked up once.
+    """
     if sets.shape[1] == 1:
         return sets[:, 0]
+    new = np.r_[True, (sets[1:] != sets[:-1]).any(axis=1)] if len(sets) else np.empty(0, bool)
     level = levels[sets.shape[1] - 1][0]
     n_items = len(levels[0][0])
-    keys = _place(level[:, :-1], levels) * n_items + level[:, -1]
+    keys = _place(level[:, :-1], levels) * n_items + level[:, -1]  # sorted, as the level is
     heads = sets[new]
     rows = np.searchsorted(keys, _place(heads[:, :-1], levels) * n_items + heads[:, -1])
     return rows[np.cumsum(new) - 1]
