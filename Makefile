@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export RECUTILS_CACHE ?= $(CURDIR)/.cache
 
-.PHONY: book test lab notebooks format html bench clean
+.PHONY: book test lab notebooks long format html bench clean
 
 book: .venv/book
 	rm -rf _build/notebooks _build/results
@@ -26,6 +26,9 @@ notebooks: .venv/test
 	$(BIN)/python tools/runner.py format
 	RECUTILS_RESULTS=$(CURDIR)/data/results $(BIN)/python tools/runner.py commit
 	$(BIN)/python tools/book.py readme
+
+long: .venv/test
+	RECUTILS_PROFILE=long RECUTILS_RESULTS=$(CURDIR)/data/results $(BIN)/python tools/runner.py run _build/long --only 02
 
 format: .venv/test
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format . --exclude "*.ipynb"

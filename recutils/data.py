@@ -362,13 +362,14 @@ def make_baskets(lines: pd.DataFrame, items: pd.DataFrame, households: pd.Index)
 def hide_cold_items(split: Split, share: float = 0.1, seed: int = SEED) -> Split:
     """The cold-start experiment: a seeded `share` of the items, stratified by popularity, leaves training.
 
-    In each popularity decile of the training baskets the same share is drawn. The columns stay, emptied
+    In each popularity decile of the items sold in training the same share is drawn. The columns stay, emptied
     in `train` and `validation`; `cold` marks them.
     """
-    popularity = np.asarray(split.train.matrix.sum(axis=0)).ravel()  # (n_items,)
-    decile = pd.qcut(pd.Series(popularity).rank(method="first"), 10, labels=False)
+    popularity = pd.Series(np.asarray(split.train.matrix.sum(axis=0)).ravel())  # (n_items,)
+    popularity = popularity[popularity > 0]
+    decile = pd.qcut(popularity.rank(method="first"), 10, labels=False)
     rng = np.random.default_rng(seed)
-    cold = np.zeros(len(popularity), dtype=bool)
+    cold = np.zeros(len(split.items), dtype=bool)
     for _, members in decile.groupby(decile):
         cold[rng.choice(members.index, size=round(share * len(members)), replace=False)] = True
     warm = sparse.diags((~cold).astype(np.float32))
@@ -379,6 +380,15 @@ def hide_cold_items(split: Split, share: float = 0.1, seed: int = SEED) -> Split
         return replace(baskets, matrix=matrix)
 
     return replace(split, train=hide(split.train), validation=hide(split.validation), cold=cold)
+
+
+def practice_shelf(split: Split, seed: int = SEED + 1) -> Split:
+    """A second shelf of cold items to choose on, for a split made by `hide_cold_items`.
+
+    Another seeded tenth of the items leaves training and is marked `cold`; its sales stay in `validation`, so
+    that `cold_items(model, practice, on="validation")` can rank it. The first shelf stays hidden everywhere.
+    """
+    return replace(hide_cold_items(split, seed=seed), validation=split.validation)
 
 
 # ---------------------------------------------------------------------------------------------- features

@@ -4,6 +4,7 @@ Every task ranks all of its candidates, never a sample (all items not in the bas
 shelf), and every model has seen the training weeks only.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -135,7 +136,7 @@ class Evaluation:
     def rows(self, chapter: str, model: str, metrics: list[str] | None = None) -> list[dict]:
         """Rows for `data/results`: a metric each, with its 95 % interval (households drawn) and catalogue coverage."""
         start = {"chapter": chapter, "model": model, "task": self.task, "split": self.on}
-        end = {"n": len(self.ranks), "profile": profile(), "source": "notebook"}
+        end = {"n": len(self.ranks), **origin()}
         rows = []
         for metric in metrics or [f"hr@{self.k}", f"ndcg@{self.k}", "mrr"]:
             low, high = bootstrap_ci(self.values(metric), self.households)
@@ -266,15 +267,32 @@ def rank_relevant(scores: np.ndarray, relevant: sparse.csr_matrix, width: int) -
 # ---------------------------------------------------------------------------------------------- results
 
 
-def save_results(chapter: str, rows: list[dict]) -> pd.DataFrame:
-    """Show a chapter's headline rows and, where `RECUTILS_RESULTS` names a folder, keep them as `<chapter>.json`."""
+def origin() -> dict[str, str]:
+    """What every result row says of the run that made it: `profile` and `source` (`notebook` or `long_run`)."""
+    return {"profile": profile(), "source": "long_run" if profile() == "long" else "notebook"}
+
+
+def fingerprint(configuration: dict) -> str:
+    """A short hash of a configuration: equal settings, in whatever order, have equal hashes."""
+    return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def save_results(chapter: str, rows: list[dict], configuration: dict | None = None) -> pd.DataFrame:
+    """Show a chapter's headline rows and, where `RECUTILS_RESULTS` names a folder, keep them as `<chapter>.json`.
+
+    A long run's rows go to `<chapter>.long.json` beside it, each with the fingerprint of its `configuration`.
+    """
+    name = chapter
+    if profile() == "long":
+        name += ".long"
+        rows = [{**row, "configuration": fingerprint(configuration or {})} for row in rows]
     if "RECUTILS_RESULTS" in os.environ:
         folder = results_folder()
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(
             [{k: round(v, 6) if isinstance(v, float) else v for k, v in r.items()} for r in rows], indent=1
         )
-        (folder / f"{chapter}.json").write_text(text + "\n", encoding="utf-8")
+        (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     return pd.DataFrame(rows)
 
 
@@ -287,7 +305,8 @@ def read_results(folder: Path | None = None) -> pd.DataFrame:
 def leaderboard(
     results: pd.DataFrame, task: str = "complete_the_basket", metric: str = "ndcg@10", split: str = "test"
 ) -> pd.DataFrame:
-    """One task's models from worst to best on one metric: `model, value, low, high, n, chapter`."""
-    rows = results[(results["task"] == task) & (results["metric"] == metric) & (results["split"] == split)]
+    """One task's models from worst to best on one metric: `model, value, low, high, n, chapter`; no long runs."""
+    wanted = {"task": task, "metric": metric, "split": split, "source": "notebook"}
+    rows = results[(results[list(wanted)] == pd.Series(wanted)).all(axis=1)]
     columns = ["model", "value", "low", "high", "n", "chapter"]
     return rows.sort_values("value")[columns].reset_index(drop=True)

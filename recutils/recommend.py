@@ -214,3 +214,43 @@ class RuleRecommender(Recommender):
         row, rule = firing(queries.matrix, self.left)
         scores[row, self.right[rule]] = self.weights[rule]
         return scores
+
+
+class EmbeddingRecommender(Recommender):
+    """What lies near the basket: score_i = cos(v_i, q) + prior * l_i, with q = mean of the basket's v_j.
+
+    `vectors` (n_items, width) may come from words, from a graph, from anything. `household` > 0 adds
+    `household` times the mean vector of what the household bought in training to q. l_i is the standardised log
+    of the training baskets that hold i; for an item that none holds it is predicted from v_i by ridge regression
+    on the others, so that a cold item gets the popularity its vector promises. Chapter 02.
+    """
+
+    def __init__(self, vectors: np.ndarray, prior: float = 0.0, household: float = 0.0) -> None:
+        self.vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+        self.prior, self.household = prior, household
+
+    def _fit(self, train: Baskets) -> None:
+        if train.matrix.shape[1] != len(self.vectors):
+            raise ValueError(f"{len(self.vectors)} vectors for {train.matrix.shape[1]} items; give one an item.")
+        count = np.asarray(train.matrix.sum(axis=0)).ravel()  # (n_items,)
+        sold = count > 0
+        log = np.log(count[sold])
+        target = (log - log.mean()) / max(log.std(), 1e-9)
+        v = self.vectors[sold].astype(np.float64)
+        weights = np.linalg.solve(v.T @ v + np.eye(v.shape[1]), v.T @ target)
+        self.popularity = (self.vectors @ weights).astype(np.float32)
+        self.popularity[sold] = target
+        known = train.households >= 0
+        shape = (self.n_households, len(train))
+        rows = sparse.csr_matrix((np.ones(known.sum()), (train.households[known], np.flatnonzero(known))), shape)
+        bought = sparse.csr_matrix(rows @ train.matrix)  # (n_households, n_items)
+        self.taste = bought @ self.vectors / np.maximum(bought.sum(axis=1), 1).reshape(-1, 1)
+
+    def _score(self, queries: Baskets) -> np.ndarray:
+        sizes = np.maximum(np.diff(queries.matrix.indptr), 1)
+        query = queries.matrix @ self.vectors / sizes[:, None]  # (n_queries, width)
+        if self.household:
+            known = np.flatnonzero((queries.households >= 0) & (queries.households < self.n_households))
+            query[known] += self.household * self.taste[queries.households[known]]
+        query /= np.maximum(np.linalg.norm(query, axis=1, keepdims=True), 1e-9)
+        return query @ self.vectors.T + self.prior * self.popularity

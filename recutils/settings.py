@@ -2,12 +2,16 @@
 
 Environment variables (all optional):
 
-- `RECUTILS_PROFILE`: `auto` (default), `cpu` or `gpu`: how big the budgets of a chapter are.
+- `RECUTILS_PROFILE`: `auto` (default), `cpu`, `gpu` or `long`: how big the budgets of a chapter are. `long` is the
+  CPU with more patience (`make long`).
 - `RECUTILS_CACHE`: where expensive stages keep what they built; delete it at any moment.
 - `RECUTILS_RESULTS`: where chapters write their headline numbers; unset, they are only shown.
 """
 
+import contextlib
+import ctypes
 import functools
+import gc
 import hashlib
 import inspect
 import os
@@ -26,13 +30,13 @@ R = TypeVar("R")
 
 
 def profile() -> str:
-    """The budget in force, `"cpu"` or `"gpu"`; `auto` means `gpu` where PyTorch is installed and sees one.
+    """The budget in force, `"cpu"`, `"gpu"` or `"long"`; `auto` means `gpu` where PyTorch is installed and sees one.
 
     Raises ValueError for any other value of `RECUTILS_PROFILE`.
     """
     wanted = os.environ.get("RECUTILS_PROFILE", "auto")
-    if wanted not in ("auto", "cpu", "gpu"):
-        raise ValueError(f"RECUTILS_PROFILE is {wanted!r}; set it to 'auto', 'cpu' or 'gpu'.")
+    if wanted not in ("auto", "cpu", "gpu", "long"):
+        raise ValueError(f"RECUTILS_PROFILE is {wanted!r}; set it to 'auto', 'cpu', 'gpu' or 'long'.")
     if wanted != "auto":
         return wanted
     try:
@@ -73,3 +77,10 @@ def stage(function: Callable[P, R]) -> Callable[P, R]:
             return Memory(folder, verbose=0).cache(function)(*args, **kwargs)
 
     return cached
+
+
+def release_memory() -> None:
+    """Hand memory that large arrays have freed back to the system, which the C library would keep (glibc only)."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

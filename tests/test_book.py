@@ -20,6 +20,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 import book
 import runner
 
+from recutils import text
+
 STEMS = sorted(p.stem for p in (ROOT / "notebooks").glob("*.md"))
 ADDRESS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
 
@@ -105,10 +107,11 @@ def requirements(lines):
 def test_conda_environment_mirrors_the_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = requirements(project["dependencies"] + extras["rules"] + extras["book"])
+    wanted = requirements(project["dependencies"] + extras["text"] + extras["rules"] + extras["book"])
     listed = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     pip = next(entry["pip"] for entry in listed if isinstance(entry, dict))
-    conda = [e.replace("matplotlib-base", "matplotlib") for e in listed if isinstance(e, str)]
+    names = {"matplotlib-base": "matplotlib", "pytorch": "torch"}
+    conda = [re.sub(r"^[\w-]+", lambda m: names.get(m[0], m[0]), e) for e in listed if isinstance(e, str)]
     got = requirements([*conda, *(e for e in pip if not e.startswith("-e"))])
     assert got.pop("python") == Requirement(f"python{project['requires-python']}").specifier
     got.pop("pip")
@@ -132,7 +135,7 @@ def test_pins_cover_every_requirement_and_lie_in_its_range():
 
 def rows(folder):
     return {
-        (r["chapter"], r["model"], r["task"], r["split"], r["metric"]): r
+        (r["chapter"], r["model"], r["task"], r["split"], r["metric"], r["source"]): r
         for file in sorted(folder.glob("*.json"))
         for r in json.loads(file.read_text())
     }
@@ -143,22 +146,29 @@ def test_result_rows_are_whole():
     fields = {"chapter", "model", "task", "split", "metric", "value", "low", "high", "n", "profile", "source"}
     assert {key[0] for key in kept} == set(STEMS)
     for row in kept.values():
-        assert (
-            set(row) == fields and row["split"] in ("test", "validation") and row["source"] in ("notebook", "long_run")
-        )
+        extra = {"configuration"} if row["source"] == "long_run" else set()
+        assert set(row) == fields | extra and row["split"] in ("test", "validation")
+        assert (row["source"], row["profile"]) in (("notebook", "cpu"), ("long_run", "long"))
         assert row["low"] is None or row["low"] <= row["value"] <= row["high"]
 
 
 def test_a_fresh_run_gives_the_kept_results():
-    """make test runs every notebook before this; its rows must be those of data/results, within half a per cent."""
+    """make test runs every notebook before this; its rows must be those of data/results, within half a per cent.
+
+    A network trained in bf16 on one processor and in fp32 on another is not the same: there, a tenth is allowed.
+    """
     fresh = rows(ROOT / "_build" / "fresh")
     if not fresh:
         missing("The notebooks were not run before this test; make test does that.")
-    kept = rows(ROOT / "data" / "results")
+    kept = {key: row for key, row in rows(ROOT / "data" / "results").items() if row["source"] == "notebook"}
     assert fresh.keys() == kept.keys()
     for key, row in kept.items():
         assert fresh[key]["n"] == row["n"]
-        assert fresh[key]["value"] == pytest.approx(row["value"], rel=0.005, abs=1e-4), key
+        trained = key[0] == "02_bert_fine_tuning" and key[1] in ("text", "text_prior", "text_bm25")
+        if trained and not text.has_bf16(text.best_device()):
+            continue  # there the chapter trains for fewer steps, and says so
+        tolerance = 0.1 if trained else 0.005
+        assert fresh[key]["value"] == pytest.approx(row["value"], rel=tolerance, abs=1e-4), key
 
 
 def test_table_and_picture_of_the_readme_are_those_of_the_notebooks():

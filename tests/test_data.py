@@ -265,6 +265,16 @@ def test_cold_items_are_a_stratified_tenth_hidden_from_training(journey_split):
     assert (data.hide_cold_items(journey_split, seed=1).cold != cold.cold).any()
 
 
+def test_the_practice_shelf_is_another_tenth_sold_only_in_validation(journey_split):
+    cold = data.hide_cold_items(journey_split)
+    practice = data.practice_shelf(cold)
+    assert not (practice.cold & cold.cold).any()
+    assert practice.cold.sum() == pytest.approx(0.1 * (~cold.cold).sum(), rel=0.02)
+    assert practice.train.matrix[:, practice.cold | cold.cold].nnz == 0
+    assert practice.validation.matrix[:, practice.cold].nnz > 0 == practice.validation.matrix[:, cold.cold].nnz
+    assert (practice.validation.matrix != cold.validation.matrix).nnz == 0
+
+
 def _build(folder, queue):
     import os
 

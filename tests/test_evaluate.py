@@ -167,3 +167,17 @@ def test_results_are_kept_only_where_asked_and_make_the_leaderboard(sample_split
     assert board["model"].tolist() == ["popularity", "other"]
     assert board["value"].iloc[0] == pytest.approx(result.mean("ndcg@10"), abs=1e-6)
     assert (board["low"].iloc[0] < board["value"].iloc[0] < board["high"].iloc[0]) and isinstance(board, pd.DataFrame)
+
+
+def test_a_long_run_is_kept_apart_and_says_with_what_settings(sample_split, tmp_path, monkeypatch):
+    monkeypatch.setenv("RECUTILS_RESULTS", str(tmp_path))
+    result = evaluate.complete_the_basket(recommend.Popularity().fit(sample_split.train), sample_split)
+    evaluate.save_results("99", result.rows("99", "popularity"))
+    monkeypatch.setenv("RECUTILS_PROFILE", "long")
+    evaluate.save_results("99", result.rows("99", "popularity"), {"steps": 7, "rate": 0.1})
+    kept = json.loads((tmp_path / "99.long.json").read_text())
+    assert {(r["source"], r["profile"], r["configuration"]) for r in kept} == {
+        ("long_run", "long", evaluate.fingerprint({"rate": 0.1, "steps": 7}))
+    }
+    assert evaluate.fingerprint({"steps": 8, "rate": 0.1}) != kept[0]["configuration"]
+    assert len(evaluate.read_results()) == 8 and len(evaluate.leaderboard(evaluate.read_results())) == 1

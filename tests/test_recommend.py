@@ -1,5 +1,7 @@
 """One contract for every recommender, and each model against a known answer."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,7 +18,9 @@ MODELS = {
     "item_knn": recommend.ItemKNN,
     "ease": lambda: recommend.EASE(regularisation=10.0),
     "rules": lambda: recommend.RuleRecommender(min_support=0.01, min_confidence=0.05),
+    "embedding": lambda: recommend.EmbeddingRecommender(VECTORS, prior=0.1, household=0.5),
 }
+VECTORS = np.random.default_rng(0).normal(size=(30, 8))  # an item of the made-up shop each
 
 
 def baskets(rows, households=None):
@@ -90,8 +94,13 @@ def test_misuse_gets_one_clear_error(make, sample_split):
 
 def test_toy_with_a_known_answer(make):
     """Pasta in the basket: every model that looks at the basket offers sauce; the others do what they say."""
-    model = make() if not isinstance(make(), recommend.RuleRecommender) else recommend.RuleRecommender(0.1, 0.1)
-    model.fit(TOY)
+    of_its_size = {
+        "RuleRecommender": lambda: recommend.RuleRecommender(0.1, 0.1),
+        "EmbeddingRecommender": lambda: recommend.EmbeddingRecommender(
+            np.array([[1, 0], [1, 0], [0, 1], [0, 1], [-1, -1]])
+        ),
+    }
+    model = of_its_size.get(type(make()).__name__, make)().fit(TOY)
     first = model.recommend(baskets([[0, 0, 1, 0, 0]], [1]), k=1)[0, 0]
     expected = {"Popularity": 0, "HouseholdFrequency": 4}.get(type(model).__name__, 3)
     assert first == expected
@@ -186,3 +195,32 @@ def test_top_k_breaks_ties_by_column_and_marks_what_is_left_out():
 def test_the_table_of_a_fitted_rule_model_says_what_it_knows():
     rules = recommend.RuleRecommender(0.1, 0.1).fit(TOY).rules
     assert isinstance(rules, pd.DataFrame) and rules["confidence"].is_monotonic_increasing
+
+
+def test_embeddings_score_by_cosine_prior_and_household():
+    vectors = np.array([[2.0, 0.0], [0.0, 3.0], [1.0, 1.0], [0.0, -1.0]])
+    train = baskets([[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0]], [0, 0, 1, 1])
+    query = baskets([[1, 0, 0, 0], [0, 0, 0, 0]], [1, -1])
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    plain = recommend.EmbeddingRecommender(vectors).fit(train).score(query)
+    np.testing.assert_allclose(plain, [unit @ unit[0], np.zeros(4)], atol=1e-6)
+    tastes = recommend.EmbeddingRecommender(vectors, household=0.5).fit(train).score(query)
+    wish = unit[0] + 0.5 * (2 * unit[1] + unit[2]) / 3  # household 1 bought item 1 twice and item 2 once
+    np.testing.assert_allclose(tastes[0], unit @ wish / np.linalg.norm(wish), atol=1e-6)
+    model = recommend.EmbeddingRecommender(vectors, prior=0.3).fit(train)
+    logs = np.log([2, 3, 1])
+    np.testing.assert_allclose(model.popularity[:3], (logs - logs.mean()) / logs.std(), rtol=1e-5)
+    # Item 3 was never sold and points away from the popular item 1: its predicted popularity is low.
+    assert model.popularity[3] < 0
+    np.testing.assert_allclose(model.score(query), plain + 0.3 * model.popularity, atol=1e-6)
+    with pytest.raises(ValueError, match="4 vectors for 5 items"):
+        recommend.EmbeddingRecommender(vectors).fit(TOY)
+
+
+def test_predicted_popularity_is_ridge_regression(sample_split):
+    hidden = sparse.diags((np.arange(30) != 3).astype(np.float32))
+    emptied = replace(sample_split.train, matrix=sparse.csr_matrix(sample_split.train.matrix @ hidden))
+    model = recommend.EmbeddingRecommender(VECTORS, prior=1.0).fit(emptied)
+    sold = np.asarray(emptied.matrix.sum(axis=0)).ravel() > 0
+    ridge = Ridge(alpha=1.0, fit_intercept=False).fit(model.vectors[sold], model.popularity[sold])
+    np.testing.assert_allclose(model.popularity[~sold], ridge.predict(model.vectors[~sold]), rtol=1e-4)

@@ -22,6 +22,8 @@ import jupytext
 import nbformat
 from nbclient import NotebookClient
 
+from recutils import settings
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 
@@ -60,7 +62,8 @@ def execute(source: Path, target: Path) -> dict:
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"{source.stem[:2]}-{number:03d}"
     start = time.perf_counter()
-    client = NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False)
+    patience = 7200 if settings.profile() == "long" else 600  # seconds a cell
+    client = NotebookClient(notebook, timeout=patience, kernel_name="python3", record_timing=False)
     client.resources = {"metadata": {"path": str(NOTEBOOKS)}}
     client.extra_arguments = ["--IPKernelApp.log_level=40"]  # spare us its remarks on its own sockets
     client.execute()
