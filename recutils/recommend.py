@@ -84,6 +84,17 @@ class Recommender(ABC):
         basket = sparse.csr_matrix(([1.0], ([0], [item])), shape=(1, self.n_items), dtype=np.float32)
         return self.recommend(Baskets(basket, np.array([-1]), np.array(["NaT"], "datetime64[ns]")), k)[0]
 
+    def _purchases(self, train: Baskets) -> sparse.csr_matrix:
+        """Training baskets of each household that hold each item: (n_households, n_items)."""
+        known = train.households >= 0
+        shape = (self.n_households, len(train))
+        rows = sparse.csr_matrix((np.ones(known.sum()), (train.households[known], np.flatnonzero(known))), shape)
+        return sparse.csr_matrix(rows @ train.matrix)
+
+    def _known(self, queries: Baskets) -> np.ndarray:
+        """The rows of the queries whose household was there in training."""
+        return np.flatnonzero((queries.households >= 0) & (queries.households < self.n_households))
+
     @abstractmethod
     def _fit(self, train: Baskets) -> None: ...
 
@@ -108,15 +119,12 @@ class HouseholdFrequency(Recommender):
     """
 
     def _fit(self, train: Baskets) -> None:
-        known = train.households >= 0
-        shape = (self.n_households, len(train))
-        rows = sparse.csr_matrix((np.ones(known.sum()), (train.households[known], np.flatnonzero(known))), shape)
-        self.counts = sparse.csr_matrix(rows @ train.matrix)  # (n_households, n_items)
+        self.counts = self._purchases(train)  # (n_households, n_items)
         self.share = np.asarray(train.matrix.mean(axis=0)).ravel() / 2  # below 1: only breaks ties
 
     def _score(self, queries: Baskets) -> np.ndarray:
         scores = np.tile(self.share, (len(queries), 1))
-        known = np.flatnonzero((queries.households >= 0) & (queries.households < self.n_households))
+        known = self._known(queries)
         scores[known] += self.counts[queries.households[known]].toarray()
         return scores
 
@@ -240,17 +248,15 @@ class EmbeddingRecommender(Recommender):
         weights = np.linalg.solve(v.T @ v + np.eye(v.shape[1]), v.T @ target)
         self.popularity = (self.vectors @ weights).astype(np.float32)
         self.popularity[sold] = target
-        known = train.households >= 0
-        shape = (self.n_households, len(train))
-        rows = sparse.csr_matrix((np.ones(known.sum()), (train.households[known], np.flatnonzero(known))), shape)
-        bought = sparse.csr_matrix(rows @ train.matrix)  # (n_households, n_items)
-        self.taste = bought @ self.vectors / np.maximum(bought.sum(axis=1), 1).reshape(-1, 1)
+        if self.household:
+            bought = self._purchases(train)  # (n_households, n_items)
+            self.taste = bought @ self.vectors / np.maximum(bought.sum(axis=1), 1).reshape(-1, 1)
 
     def _score(self, queries: Baskets) -> np.ndarray:
-        sizes = np.maximum(np.diff(queries.matrix.indptr), 1)
+        sizes = np.maximum(np.diff(queries.matrix.indptr), 1).astype(np.float32)
         query = queries.matrix @ self.vectors / sizes[:, None]  # (n_queries, width)
         if self.household:
-            known = np.flatnonzero((queries.households >= 0) & (queries.households < self.n_households))
+            known = self._known(queries)
             query[known] += self.household * self.taste[queries.households[known]]
         query /= np.maximum(np.linalg.norm(query, axis=1, keepdims=True), 1e-9)
         return query @ self.vectors.T + self.prior * self.popularity

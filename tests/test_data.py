@@ -316,9 +316,9 @@ def test_a_stage_is_built_once_and_again_when_its_cache_breaks(tmp_path, monkeyp
 
 
 def test_profile(monkeypatch):
-    for wanted in ("cpu", "gpu"):
+    for wanted in ("cpu", "gpu", "long"):
         monkeypatch.setenv("RECUTILS_PROFILE", wanted)
         assert settings.profile() == wanted
     monkeypatch.setenv("RECUTILS_PROFILE", "fast")
-    with pytest.raises(ValueError, match="'auto', 'cpu' or 'gpu'"):
+    with pytest.raises(ValueError, match="'auto', 'cpu', 'gpu' or 'long'"):
         settings.profile()
