@@ -16,7 +16,7 @@ test: .venv/test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 	$(BIN)/python tools/book.py html
 	rm -rf _build/fresh
-	RECUTILS_RESULTS=$(CURDIR)/_build/fresh $(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks
+	RECUTILS_RESULTS=$(CURDIR)/_build/fresh $(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks
 	$(BIN)/pytest
 
 lab: .venv/book
