@@ -1,0 +1,296 @@
+"""The graph chapter: edges against counts by hand, layers against paper and the library, links, classes of nodes."""
+
+import json
+import warnings
+
+import jupytext
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT
+from scipy import sparse
+from sklearn.metrics import average_precision_score, roc_auc_score
+from torch_geometric.nn import GATConv, GCNConv
+
+from recutils import graph, recommend
+from recutils.data import Baskets
+from recutils.graph import GraphError, adjacency, normalize_adjacency
+
+PATH = np.array([[0, 1], [1, 2]])  # three nodes in a row: 0 - 1 - 2
+
+
+# ------------------------------------------------------------------------------------ edges
+
+
+def test_normalised_adjacency_on_paper():
+    """With loops the rows sum to 2, 3, 2: the entries are 1/2, 1/sqrt(6), 1/3."""
+    a, b, c = 1 / 2, 6**-0.5, 1 / 3
+    expected = [[a, b, 0], [b, c, b], [0, b, a]]
+    assert np.allclose(normalize_adjacency(adjacency(PATH, 3)).toarray(), expected)
+
+
+@pytest.mark.parametrize("edges", [PATH, PATH[::-1], np.hstack([PATH, PATH, PATH[::-1], [[2], [2]]])])
+def test_repeats_directions_and_loops_make_no_difference(edges):
+    found = adjacency(torch.as_tensor(edges.copy()), 4)  # node 3 has no edge
+    assert np.array_equal(found.toarray(), [[0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]])
+    assert normalize_adjacency(found)[3, 3] == 1
+
+
+@pytest.mark.parametrize("edges", [np.zeros((2, 0), int), [], torch.zeros(2, 0).long()])
+def test_a_graph_without_edges_is_a_graph(edges):
+    found = adjacency(edges, 3)
+    assert found.nnz == 0 and np.array_equal(normalize_adjacency(found).toarray(), np.eye(3))
+
+
+@pytest.mark.parametrize(
+    ("edges", "n", "said"),
+    [
+        ([[0, 3], [1, 1]], 3, "nodes 0 to 3; 3 nodes are numbered 0 to 2"),
+        ([[-1], [1]], 3, "nodes -1 to 1"),
+        ([[0, 1, 2]], 3, r"shape \(2, n_edges\)"),
+        ([[0.5], [1.0]], 3, "whole numbers"),
+        ([[0], [0]], 0, "no nodes"),
+    ],
+)
+def test_bad_edges_get_one_clear_message(edges, n, said):
+    with pytest.raises(GraphError, match=said):
+        adjacency(edges, n)
+
+
+def test_copurchase_edges_are_counted_by_hand():
+    """Ten baskets; pasta (0) and sauce (1) share four of them, milk (2) is in all, soap (3) stands alone."""
+    baskets = np.zeros((10, 4))
+    baskets[:4, [0, 1]] = 1
+    baskets[:, 2] = 1
+    baskets[9, 3] = 1
+    matrix = sparse.csr_matrix(baskets)
+    edges = graph.build_item_graph(matrix, min_count=4, min_lift=2)["copurchase"]
+    assert set(zip(*edges.nonzero(), strict=True)) == {(0, 1), (1, 0)}  # lift 2.5; with milk it is 1
+    assert edges[0, 1] == pytest.approx(np.log((4 + 1) / (4 * 4 / 10 + 1)))
+    assert graph.build_item_graph(matrix, min_count=5, min_lift=1)["copurchase"].nnz == 0
+    assert graph.build_item_graph(matrix, min_count=4, min_lift=1)["copurchase"].nnz == 6
+
+
+def test_text_and_attribute_edges():
+    vectors = np.array([[1, 0], [0.9, 0.1], [0, 1], [0.1, 0.9]], dtype=np.float32)
+    table = pd.DataFrame({"type": ["a", "b", "a", None], "size": ["s", "s", "s", None]})
+    kinds = graph.build_item_graph(sparse.csr_matrix((2, 4)), vectors=vectors, neighbours=1, attributes=table)
+    assert set(zip(*kinds["text"].nonzero(), strict=True)) == {(0, 1), (1, 0), (2, 3), (3, 2)}
+    assert set(zip(*kinds["attribute"].nonzero(), strict=True)) == {(0, 2), (2, 0)}
+    with pytest.raises(GraphError, match="3 rows of vectors for 4 items"):
+        graph.build_item_graph(sparse.csr_matrix((2, 4)), vectors=vectors[:3])
+
+
+def test_new_links_are_those_not_known():
+    before, after = adjacency(PATH, 4), adjacency(np.array([[0, 0, 1], [1, 2, 3]]), 4)
+    assert set(zip(*graph.new_links(before, after).nonzero(), strict=True)) == {(0, 2), (2, 0), (1, 3), (3, 1)}
+
+
+# ------------------------------------------------------------------------------------ layers
+
+
+@pytest.fixture(scope="module")
+def by_hand():
+    """The layers as the chapter writes them: the cells of the notebook that define them, executed."""
+    scope = {"torch": torch, "functional": torch.nn.functional}
+    for cell in jupytext.read(ROOT / "notebooks" / "03_product_graph.md").cells:
+        if cell.source.startswith(("def gcn_layer", "def gat_layer")):
+            exec(cell.source, scope)
+    return scope
+
+
+@pytest.fixture
+def dense():
+    return torch.as_tensor(adjacency(PATH, 3).toarray())
+
+
+def test_gcn_by_hand_on_paper(by_hand, dense):
+    """h = (1, 2, 3): the middle node gets (1 + 3) / sqrt(6) + 2 / 3."""
+    found = by_hand["gcn_layer"](torch.tensor([[1.0], [2.0], [3.0]]), dense, torch.ones(1, 1))
+    assert found[1].item() == pytest.approx(4 / 6**0.5 + 2 / 3)
+    assert found[0].item() == pytest.approx(1 / 2 + 2 / 6**0.5)
+
+
+def test_gat_by_hand_on_paper(by_hand, dense):
+    """Attention by the speaker's value alone: softmax over (1, 2, 3) for the middle node."""
+    h, one = torch.tensor([[1.0], [2.0], [3.0]]), torch.ones(1)
+    found, alpha = by_hand["gat_layer"](h, dense, torch.ones(1, 1), 0 * one, one)
+    e = np.exp([1.0, 2.0, 3.0])
+    assert np.allclose(alpha[1], e / e.sum(), atol=1e-6)
+    assert found[1].item() == pytest.approx((e @ [1, 2, 3]) / e.sum(), abs=1e-5)
+    assert alpha[0, 2] == 0 and torch.allclose(alpha.sum(dim=1), torch.ones(3))
+
+
+def test_layers_by_hand_equal_the_library_on_a_random_graph(by_hand):
+    rng = np.random.default_rng(0)
+    matrix = adjacency(rng.integers(30, size=(2, 60)), 32)  # two nodes at least have no edge
+    index, h = torch.as_tensor(np.stack(matrix.nonzero())).long(), torch.randn(32, 5)
+    a = torch.as_tensor(matrix.toarray())
+    gcn = GCNConv(5, 4, bias=False)
+    assert torch.allclose(by_hand["gcn_layer"](h, a, gcn.lin.weight.T), gcn(h, index), atol=1e-5)
+    ours = graph.as_tensor(matrix) @ (h @ gcn.lin.weight.T)
+    assert torch.allclose(ours, gcn(h, index), atol=1e-5)
+    gat = GATConv(5, 4, bias=False)
+    mine, _ = by_hand["gat_layer"](h, a, gat.lin.weight.T, gat.att_dst.flatten(), gat.att_src.flatten())
+    assert torch.allclose(mine, gat(h, index), atol=1e-5)
+
+
+@pytest.mark.parametrize("conv", ["gcn", "gat", "sage", "none"])
+def test_item_encoder_hears_its_neighbours_and_repeats_itself(conv):
+    features = np.eye(4, dtype=np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one, two = (graph.ItemEncoder(features, [adjacency(PATH, 4)], conv, seed=3) for _ in range(2))
+        before = one.vectors()
+    assert np.array_equal(before, two.vectors()) and before.shape == (4, 128)
+    one.use([adjacency(np.array([[0], [3]]), 4)])
+    changed = ~np.isclose(one.vectors(), before).all(axis=1)
+    assert changed.any() == (conv != "none")
+
+
+def test_item_encoder_says_what_is_wrong():
+    with pytest.raises(GraphError, match="conv is 'gin'"):
+        graph.ItemEncoder(np.eye(3), [adjacency(PATH, 3)], "gin")
+    with pytest.raises(GraphError, match="all items are the same"):
+        graph.ItemEncoder(None, [adjacency(PATH, 3)], identity=False)
+
+
+# ------------------------------------------------------------------------------------ links
+
+
+def test_rank_links_against_scikit_learn():
+    rng = np.random.default_rng(0)
+    known, later = (adjacency(rng.integers(40, size=(2, n)), 40) for n in (60, 90))
+    links, scores = graph.new_links(known, later), rng.random((40, 40)).astype(np.float32)
+    table = graph.rank_links(lambda rows: scores[rows], known, links, k=5)
+    assert list(table.index) == list(np.flatnonzero(links.getnnz(axis=1)))
+    for i, row in table.iterrows():
+        candidate = (known[i].toarray().ravel() == 0) & (np.arange(40) != i)
+        truth, own = links[i].toarray().ravel()[candidate], scores[i, candidate]
+        assert row["ap"] == pytest.approx(average_precision_score(truth, own))
+        assert row["auc"] == pytest.approx(roc_auc_score(truth, own))
+        assert row["hit"] == truth[np.argsort(-own)[:5]].max()
+    flat = graph.rank_links(lambda rows: np.zeros((len(rows), 40)), known, links)
+    assert flat["auc"].max() == 0  # ties go against the link
+    with pytest.raises(GraphError, match="no new link"):
+        graph.rank_links(lambda rows: scores[rows], known, sparse.csr_matrix((40, 40)))
+
+
+@pytest.fixture(scope="module")
+def two_worlds():
+    """Baskets of four out of either items 0-9 or 10-19: pairs of one world are bought together, others never."""
+    rng = np.random.default_rng(0)
+    world = rng.integers(2, size=800)
+    baskets = np.stack([np.isin(np.arange(20), 10 * w + rng.permutation(10)[:4]) for w in world])
+    return sparse.csr_matrix(baskets, dtype=np.float32)
+
+
+@pytest.mark.parametrize("graded", [True, False])
+def test_link_predictor_learns_two_worlds(two_worlds, graded):
+    # Pairs within a world go together 4/3 times as often as chance; without the pair 0, 1 in training
+    matrix = two_worlds[np.flatnonzero(~((two_worlds[:, 0].toarray() + two_worlds[:, 1].toarray()) == 2).ravel())]
+    edges = graph.build_item_graph(matrix, 5, 1.1)["copurchase"]
+    assert edges[0, 1] == 0 and edges[0, 2] > 0
+    encoder = graph.ItemEncoder(None, [edges], width=16)
+    labels = None if graded else edges.astype(bool).astype(np.float32)
+    losses = graph.train_link_predictor(encoder, matrix, labels, steps=150, learning_rate=0.01)
+    v = encoder.vectors()
+    s = v @ v.T
+    assert losses[-1] < losses[0] and s[0, 1] > s[0, 10:].max()  # friends of friends, not strangers
+
+
+def test_the_best_state_is_kept(two_worlds):
+    edges = graph.build_item_graph(two_worlds, 5, 1.1)["copurchase"]
+    encoder, looks = graph.ItemEncoder(None, [edges], width=16), []
+
+    def watch(vectors):  # the first look is the best, the rest are worse
+        looks.append(vectors.copy())
+        return -float(len(looks))
+
+    losses = graph.train_link_predictor(encoder, two_worlds, steps=100, watch=watch, look=10)
+    assert len(looks) == 3 and len(losses) == 30 and np.allclose(encoder.vectors(), looks[0])
+
+
+def test_graph_recommender_keeps_to_its_world(two_worlds):
+    n = two_worlds.shape[0]
+    train = Baskets(two_worlds, np.zeros(n, int), np.zeros(n, "datetime64[ns]"))
+    features = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32)
+    model = graph.GraphRecommender(features, steps=60).fit(train)
+    assert isinstance(model, recommend.Recommender)
+    assert (model.similar_items(0, 9) < 10).all() and (model.similar_items(15, 9) >= 10).all()
+    assert np.allclose(model.embed(features), model.vectors, atol=1e-5)
+    again = graph.GraphRecommender(features, steps=60).fit(train)
+    assert np.array_equal(again.score(train[:5]), model.score(train[:5]))
+
+
+# ------------------------------------------------------------------------------------ classes of nodes
+
+
+@pytest.fixture(scope="module")
+def blocks():
+    """A made-up graph in the image of the Amazon ones: four classes, and vague words."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(4, size=800)
+    a, b = rng.integers(800, size=(2, 30000))
+    kept = rng.random(30000) < np.where(y[a] == y[b], 0.6, 0.12)
+    words = rng.random((4, 60)) * 0.1 + 0.1
+    x = (rng.random((800, 60)) < words[y]).astype(np.float32)
+    train, check = np.zeros(800, bool), np.zeros(800, bool)
+    for k in range(4):
+        members = rng.permutation(np.flatnonzero(y == k))
+        train[members[:20]], check[members[20:50]] = True, True
+    return x, np.stack([a[kept], b[kept]]), y, train, check
+
+
+@pytest.mark.parametrize("model", ["gcn", "gat"])
+def test_node_classifier_beats_words_alone(blocks, model):
+    x, edges, y, train, check = blocks
+    found, logits = graph.train_node_classifier(x, edges, y, train, check, model=model)
+    rest = ~(train | check)
+    right = (logits.argmax(dim=1).numpy() == y)[rest].mean()
+    _, alone = graph.train_node_classifier(x, np.zeros((2, 0), int), y, train, check, model=model)
+    words = (alone.argmax(dim=1).numpy() == y)[rest].mean()
+    assert right > 0.8 and right > words + 0.2
+    assert torch.allclose(found(x, edges), logits, atol=1e-4)
+    _, again = graph.train_node_classifier(x, edges, y, train, check, model=model)
+    assert torch.equal(again, logits)
+
+
+def test_attention_reaches_the_level_of_gcn(blocks):
+    x, edges, y, train, check = blocks
+    right = {}
+    for model in ("gcn", "gat"):
+        found = [graph.train_node_classifier(x, edges, y, train, check, model=model, seed=s)[1] for s in range(2)]
+        right[model] = np.mean([(f.argmax(dim=1).numpy() == y)[~(train | check)].mean() for f in found])
+    assert right["gat"] > right["gcn"] - 0.03
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": "gin"}, "model is 'gin'"),
+        ({"y": np.zeros(5, int)}, "number of nodes"),
+        ({"train_mask": np.zeros(800, bool)}, "must each name nodes"),
+        ({"edge_index": np.array([[0], [800]])}, "numbered 0 to 799"),
+    ],
+)
+def test_node_classifier_says_what_is_wrong(blocks, change, said):
+    names = ("x", "edge_index", "y", "train_mask", "val_mask")
+    with pytest.raises(GraphError, match=said):
+        graph.train_node_classifier(**{**dict(zip(names, blocks, strict=True)), **change})
+
+
+# ------------------------------------------------------------------------------------ what the chapter promises
+
+
+def test_the_chapter_keeps_its_promises():
+    """Of the kept rows: the graph's networks against the four usual rivals of link prediction, and against no graph."""
+    rows = json.loads((ROOT / "data" / "results" / "03_product_graph.json").read_text())
+    ap = {r["model"]: r for r in rows if r["task"] == "link_prediction" and r["metric"] == "ap"}
+    usual = max(ap[m]["value"] for m in ("text_cosine", "common_neighbours", "adamic_adar", "degree_product"))
+    assert ap["gcn"]["low"] > 1.1 * usual and ap["gcn"]["low"] > ap["no_graph"]["high"]
+    assert ap["gcn"]["high"] > ap["popularity_adamic_adar"]["value"] > usual  # level with the strongest rival
+    ndcg = {r["model"]: r for r in rows if r["task"] == "complete_the_basket" and r["metric"] == "ndcg@10"}
+    assert {"graph", "no_graph", "item_knn_graph", "ease_graph"} == set(ndcg)
+    assert ndcg["item_knn_graph"]["value"] > ndcg["graph"]["value"]
