@@ -21,8 +21,8 @@ from recutils.data import Baskets
 from recutils.evaluate import rank_relevant
 from recutils.recommend import Recommender, keep_largest
 from recutils.rules import pair_counts
-from recutils.settings import SEED, release_memory, stage
-from recutils.text import best_device
+from recutils.settings import SEED, stage
+from recutils.text import best_device, train_steps
 
 
 class GraphError(ValueError):
@@ -237,27 +237,11 @@ def _descend(
     parameters: Sequence[nn.Parameter],
     loss: Callable[[], torch.Tensor],
     steps: int,
-    learning_rate: float,
-    after: Callable[[int], bool] = lambda step: False,
+    after: Callable[[int], bool] | None = None,
 ) -> list[float]:
-    """Adam, the rate climbing over ten steps and then falling to 0 in a line; the loss of each step."""
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
-    climb = min(10, steps)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / climb, (steps - step) / max(1, steps - climb))
-    )
-    history = []
-    for step in range(steps):
-        optimizer.zero_grad()
-        value = loss()
-        value.backward()
-        optimizer.step()
-        schedule.step()
-        history.append(value.item())
-        if after(step):
-            break
-    release_memory()
-    return history
+    """Chapter 02's training loop with a higher rate, ten steps of climb, and neither decay nor clipping."""
+    group = {"params": parameters, "lr": 5e-3, "weight_decay": 0.0}
+    return train_steps([group], lambda step: loss(), steps, warmup=10 / steps, after=after, clip=float("inf"))
 
 
 # ---------------------------------------------------------------------------------------------- links
@@ -269,7 +253,6 @@ def train_link_predictor(
     labels: sparse.csr_matrix | None = None,
     steps: int = 60,
     rows: int = 256,
-    learning_rate: float = 5e-3,
     seed: int = SEED,
     watch: Callable[[np.ndarray], float] | None = None,
     look: int = 30,
@@ -315,7 +298,7 @@ def train_link_predictor(
             best.update(copy.deepcopy(encoder.state_dict()))
         return len(found) - 1 - int(np.argmax(found)) >= 2
 
-    history = _descend(list(encoder.parameters()), loss, steps, learning_rate, after)
+    history = _descend(list(encoder.parameters()), loss, steps, after)
     if best:
         encoder.load_state_dict(best)
     return history
@@ -327,6 +310,7 @@ def new_links(before: sparse.csr_matrix, after: sparse.csr_matrix) -> sparse.csr
     return _without_diagonal(after - after.multiply(before))
 
 
+@stage
 def shop_links(
     matrix: sparse.csr_matrix,
     validation: sparse.csr_matrix,
@@ -334,7 +318,6 @@ def shop_links(
     conv: str = "gcn",
     identity: bool = True,
     graded: bool = True,
-    layers: int = 2,
     steps: int = 60,
     seed: int = SEED,
 ) -> np.ndarray:
@@ -344,27 +327,10 @@ def shop_links(
     step is chosen by the AUC of the links that are new in the baskets `validation`. Attention costs far more an
     edge than the other layers: `gat` hears each item's `strongest` edges only.
     """
-    arrays = (matrix.indices, matrix.indptr, validation.indices, validation.indptr)
-    return _links(arrays, matrix.shape[1], features, conv, identity, graded, layers, steps, seed)
-
-
-@stage
-def _links(
-    arrays: tuple[np.ndarray, ...],
-    n_items: int,
-    features: np.ndarray | None,
-    conv: str,
-    identity: bool,
-    graded: bool,
-    layers: int,
-    steps: int,
-    seed: int,
-) -> np.ndarray:
-    matrix, later = (_ones(arrays[i], arrays[i + 1], n_items) for i in (0, 2))
     known = build_item_graph(matrix)["copurchase"]
-    links = new_links(known, build_item_graph(later)["copurchase"])
+    links = new_links(known, build_item_graph(validation)["copurchase"])
     sold = np.asarray(matrix.sum(axis=0)).ravel()
-    encoder = ItemEncoder(features, [strongest(known) if conv == "gat" else known], conv, identity, layers, seed=seed)
+    encoder = ItemEncoder(features, [strongest(known) if conv == "gat" else known], conv, identity, seed=seed)
 
     def watch(vectors: np.ndarray) -> float:
         return float(rank_links(link_scores(vectors, sold), known, links)["auc"].mean())
@@ -372,10 +338,6 @@ def _links(
     labels = None if graded else known.astype(bool).astype(np.float32)
     train_link_predictor(encoder, matrix, labels, steps, seed=seed, watch=watch if links.nnz else None)
     return encoder.vectors()
-
-
-def _ones(indices: np.ndarray, indptr: np.ndarray, n_columns: int) -> sparse.csr_matrix:
-    return sparse.csr_matrix((np.ones(len(indices), np.float32), indices, indptr), (len(indptr) - 1, n_columns))
 
 
 def link_scores(vectors: np.ndarray, sold: np.ndarray, weight: float = 4.0) -> Callable[[np.ndarray], np.ndarray]:
@@ -441,10 +403,9 @@ class GraphRecommender(Recommender):
         self.features, self.conv, self.identity, self.steps, self.seed = features, conv, identity, steps, seed
 
     def _fit(self, train: Baskets) -> None:
-        m = train.matrix
+        self.edges = list(build_item_graph(train.matrix, vectors=self.features).values())
         how = (self.conv, self.identity, self.steps, self.seed)
-        state, self.bias = _basket_weights(m.indices, m.indptr, m.shape[1], self.features, *how)
-        self.edges = list(build_item_graph(m, vectors=self.features).values())
+        state, self.bias = _basket_weights(train.matrix, self.edges, self.features, *how)
         self.encoder = ItemEncoder(self.features, self.edges, self.conv, self.identity)
         self.encoder.load_state_dict({name: torch.as_tensor(value) for name, value in state.items()})
         self.vectors = self.encoder.vectors()  # (n_items, width)
@@ -462,23 +423,19 @@ class GraphRecommender(Recommender):
 
 @stage
 def _basket_weights(
-    indices: np.ndarray,
-    indptr: np.ndarray,
-    n_items: int,
+    matrix: sparse.csr_matrix,
+    edges: list[sparse.csr_matrix],
     features: np.ndarray | None,
     conv: str,
     identity: bool,
     steps: int,
     seed: int,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    matrix = _ones(indices, indptr, n_items)
-    encoder = ItemEncoder(
-        features, list(build_item_graph(matrix, vectors=features).values()), conv, identity, seed=seed
-    )
+    encoder = ItemEncoder(features, edges, conv, identity, seed=seed)
     sold = np.asarray(matrix.sum(axis=0)).ravel()
     device = encoder.device
     bias = nn.Parameter(torch.as_tensor(np.log(sold + 1), dtype=torch.float32, device=device))
-    matrix = matrix[np.flatnonzero(np.diff(indptr) >= 2)]
+    matrix = matrix[np.flatnonzero(np.diff(matrix.indptr) >= 2)]
     rng = np.random.default_rng(seed)
 
     def loss() -> torch.Tensor:
@@ -496,7 +453,7 @@ def _basket_weights(
         scores = scores.index_put((row, column), torch.tensor(-torch.inf, device=device))  # in the basket
         return functional.cross_entropy(scores, hidden)
 
-    _descend([*encoder.parameters(), bias], loss, steps, learning_rate=5e-3)
+    _descend([*encoder.parameters(), bias], loss, steps)
     state = {name: value.cpu().numpy() for name, value in encoder.state_dict().items()}
     return state, bias.detach().cpu().numpy()
 

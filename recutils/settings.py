@@ -18,11 +18,12 @@ import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import pandas as pd
 from filelock import FileLock
 from joblib import Memory
+from scipy import sparse
 
 SEED = 0
 P = ParamSpec("P")
@@ -63,18 +64,26 @@ def stage(function: Callable[P, R]) -> Callable[P, R]:
 
     A stage holds models and tables, never measurements. Two processes that ask for the same stage build
     it once: the second waits for the first. A damaged or deleted cache is built again.
+
+    A csr matrix remembers what was asked of it, so that equal ones could differ on disk; it is passed on afresh.
     """
     source = inspect.getsourcefile(function)
     assert source is not None
     text = Path(source).read_bytes() + pd.__version__.encode() + platform.python_version().encode()
     version = hashlib.sha256(text).hexdigest()[:12]
 
+    def afresh(value: Any) -> Any:
+        if isinstance(value, sparse.csr_matrix):
+            return sparse.csr_matrix((value.data, value.indices, value.indptr), value.shape)
+        return [afresh(v) for v in value] if isinstance(value, list) else value
+
     @functools.wraps(function)
     def cached(*args: P.args, **kwargs: P.kwargs) -> R:
+        kept: Any = {name: afresh(value) for name, value in kwargs.items()}
         folder = cache_folder() / f"{function.__name__}-{version}"
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "lock"):
-            return Memory(folder, verbose=0).cache(function)(*args, **kwargs)
+            return Memory(folder, verbose=0).cache(function)(*afresh(list(args)), **kept)
 
     return cached
 

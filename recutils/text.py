@@ -207,12 +207,13 @@ def train_steps(
     warmup: float = 0.1,
     accumulate: int = 1,
     after: Callable[[int], bool] | None = None,
+    clip: float = 1.0,
 ) -> list[float]:
     """AdamW with a learning rate that climbs over the first `warmup` of the steps, then falls to 0 in a line.
 
     `groups` are AdamW's parameter groups, each with its `lr`; `loss(step)` draws a batch and returns its loss.
-    `accumulate` losses are averaged into one update. `after(step)`, called after each update, may return True
-    to stop early. Returns the loss of each update.
+    `accumulate` losses are averaged into one update, whose gradient is cut to length `clip`. `after(step)`, called
+    after each update, may return True to stop early. Returns the loss of each update.
     """
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01, fused=True)
     climb = max(1, round(warmup * steps))
@@ -227,7 +228,7 @@ def train_steps(
             value = loss(step * accumulate + part) / accumulate
             value.backward()
             total += value.item()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, clip)
         optimizer.step()
         schedule.step()
         history.append(total)
@@ -345,36 +346,24 @@ def shop_encoder(
     """
     encoder = load_encoder(name)
     if steps:
-        weights = _weights(texts, matrix.indices, matrix.indptr, steps, seed, name)
+        weights = _weights(texts, matrix, steps, seed, name)
         encoder.model.load_state_dict({name: torch.as_tensor(value) for name, value in weights.items()})
     return encoder
 
 
+@stage
 def shop_vectors(
     texts: list[str], matrix: sparse.csr_matrix, steps: int = 150, seed: int = SEED, name: str = EMBEDDED
 ) -> np.ndarray:
     """`encode(shop_encoder(...), texts)`, kept on disk: (n_items, width)."""
-    return _vectors(texts, matrix.indices, matrix.indptr, steps, seed, name)
+    return encode(shop_encoder(texts, matrix, steps, seed, name), texts)
 
 
-# A csr matrix remembers what was asked of it, so that equal ones can differ on disk; its two arrays do not.
 @stage
-def _weights(
-    texts: list[str], indices: np.ndarray, indptr: np.ndarray, steps: int, seed: int, name: str
-) -> dict[str, np.ndarray]:
+def _weights(texts: list[str], matrix: sparse.csr_matrix, steps: int, seed: int, name: str) -> dict[str, np.ndarray]:
     encoder = load_encoder(name)
-    fine_tune(encoder, texts, _ones(texts, indices, indptr), steps, seed=seed)
+    fine_tune(encoder, texts, matrix, steps, seed=seed)
     return {name: value.cpu().numpy() for name, value in encoder.model.state_dict().items()}
-
-
-@stage
-def _vectors(texts: list[str], indices: np.ndarray, indptr: np.ndarray, steps: int, seed: int, name: str) -> np.ndarray:
-    return encode(shop_encoder(texts, _ones(texts, indices, indptr), steps, seed, name), texts)
-
-
-def _ones(texts: list[str], indices: np.ndarray, indptr: np.ndarray) -> sparse.csr_matrix:
-    values = np.ones(len(indices), dtype=np.float32)
-    return sparse.csr_matrix((values, indices, indptr), shape=(len(indptr) - 1, len(texts)))
 
 
 # ---------------------------------------------------------------------------------------------- the tagger

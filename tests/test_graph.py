@@ -194,7 +194,7 @@ def test_link_predictor_learns_two_worlds(two_worlds, graded):
     assert edges[0, 1] == 0 and edges[0, 2] > 0
     encoder = graph.ItemEncoder(None, [edges], width=16)
     labels = None if graded else edges.astype(bool).astype(np.float32)
-    losses = graph.train_link_predictor(encoder, matrix, labels, steps=150, learning_rate=0.01)
+    losses = graph.train_link_predictor(encoder, matrix, labels, steps=150)
     v = encoder.vectors()
     s = v @ v.T
     assert losses[-1] < losses[0] and s[0, 1] > s[0, 10:].max()  # friends of friends, not strangers
