@@ -1,45 +1,54 @@
 """Frequent itemsets and association rules, counted exactly (chapter 04).
 
-Thresholds are integers inside: an itemset is frequent when its count reaches the smallest integer at or
-above `min_support` times the number of baskets, and a confidence is compared by cross-multiplication, so
-no floating-point rounding decides about a rule on the boundary.
+Thresholds are integers inside: an itemset is frequent when its count reaches the smallest integer whose share of
+the baskets, a division that rounds correctly, is `min_support` or more; a confidence is compared by
+cross-multiplication. So no rounding decides about a rule on the boundary.
 """
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable
 from fractions import Fraction
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
+if TYPE_CHECKING:
+    from recutils.mining import Itemsets
+
 MEASURES = ["support", "count", "confidence", "lift", "leverage", "conviction", "zhang"]
 
 
-def frequent_itemsets(baskets: Any, min_support: float, max_len: int | None = None) -> pd.DataFrame:
-    """All itemsets in at least `min_support` of the baskets, by depth-first search over conditional baskets.
+def mine(baskets: Any, min_support: float, max_len: int | None = None, memory: int | None = None) -> "Itemsets":
+    """All itemsets in at least `min_support` of the baskets, as compact arrays.
 
     - `baskets`: scipy.sparse 0/1 matrix (n_baskets, n_items), or an iterable of iterables of hashable items
     - `min_support`: share of the baskets, above 0 and at most 1
     - `max_len`: longest itemset wanted; None for no limit
+    - `memory`: how many bytes they may take; half of what is free where not given
+
+    Raises ValueError for thresholds out of range and for no baskets, and MemoryError before it takes too much.
+    """
+    from recutils import mining  # only who mines needs its compiler
+
+    matrix, names = _as_matrix(baskets)
+    found = mining.search(matrix, _min_count(min_support, matrix.shape[0]), _check_length(max_len), memory)
+    found.names = names
+    return found
+
+
+def frequent_itemsets(baskets: Any, min_support: float, max_len: int | None = None, keep: str = "all") -> pd.DataFrame:
+    """All itemsets in at least `min_support` of the baskets; arguments and errors as for `mine`.
+
+    `keep="closed"`: only itemsets without a superset in as many baskets; `"maximal"`: without a frequent superset.
 
     Returns a table with `itemset` (frozenset of column numbers, or of the items given), `length`, `count`
     (baskets that hold it) and `support` (count / n_baskets, in 0..1), the shortest and then the most
-    frequent first. Raises ValueError for thresholds out of range and for no baskets.
-
-    The search is that of Eclat (Zaki, 2000) with the counting done by matrix products.
+    frequent first.
     """
-    matrix, names = _as_matrix(baskets)
-    levels, order = _mine(matrix, _min_count(min_support, matrix.shape[0]), _check_length(max_len))
-    tables = [
-        pd.DataFrame({"itemset": _named(order[sets], names), "length": sets.shape[1], "count": counts})
-        for sets, counts in levels
-    ]
-    columns = ["itemset", "length", "count"]
-    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
-    table["support"] = table["count"] / matrix.shape[0]
-    return table.sort_values(["length", "count"], ascending=[True, False], kind="stable", ignore_index=True)
+    deeper = max_len + 1 if max_len is not None and keep != "all" else max_len  # supersets are one item longer
+    return mine(baskets, min_support, deeper).table(keep, max_len)
 
 
 def association_rules(
@@ -48,42 +57,63 @@ def association_rules(
     min_confidence: float,
     max_len: int | None = None,
     single_consequent: bool = True,
+    best: int | None = None,
+    by: str = "confidence",
 ) -> pd.DataFrame:
-    """All rules antecedents -> consequents with enough support and confidence.
+    """All rules antecedents -> consequents with enough support and confidence, the strongest first.
 
-    Arguments as for `frequent_itemsets`; `min_confidence` in 0..1; `max_len` counts both sides together;
-    `single_consequent` keeps rules with one item on the right. Antecedents are never empty.
+    Arguments as for `mine`; `min_confidence` in 0..1; `max_len` counts both sides together; `single_consequent`
+    keeps rules with one item on the right; `best` keeps that many rules, the largest `by` a measure. Antecedents
+    are never empty.
 
     Returns a table with `antecedents` and `consequents` (frozensets), `support`, `count`, `confidence`,
-    `lift`, `leverage`, `conviction`, `zhang` (see `interest_measures`), the strongest confidence first.
-    Raises ValueError for thresholds out of range and for no baskets.
+    `lift`, `leverage`, `conviction`, `zhang` (see `interest_measures`), in falling order of the measure `by`.
+    Raises ValueError for thresholds out of range, an unknown measure and no baskets.
 
-    Source: Agrawal, Imielinski and Swami (1993); Agrawal and Srikant (1994).
+    A larger right side leaves a smaller left side, which is in more baskets: confidence can only fall. So a right
+    side is tried only where all that lie in it have held. Source: Agrawal, Imielinski and Swami (1993); Agrawal
+    and Srikant (1994).
     """
     if not 0 <= min_confidence <= 1:
         raise ValueError(f"min_confidence is {min_confidence}; it is a share, from 0 to 1.")
-    matrix, names = _as_matrix(baskets)
-    levels, order = _mine(matrix, _min_count(min_support, matrix.shape[0]), _check_length(max_len))
-    share = Fraction(str(min_confidence))
+    if by not in MEASURES:
+        raise ValueError(f"{by!r} is no measure; use one of {', '.join(MEASURES)}.")
+    found = mine(baskets, min_support, max_len)
+    share, links = Fraction(str(min_confidence)), found.without
+
+    def count_without(rows: np.ndarray, length: int, gone: Iterable[int]) -> np.ndarray:
+        for up, place in enumerate(sorted(gone, reverse=True)):
+            rows = links[length - 1 - up][rows, place]
+        return found.levels[length - 1 - len(set(gone))][2][rows]
+
     parts = []
-    for sets, counts in levels[1:]:
-        length = sets.shape[1]
+    for length in range(2, len(found.levels) + 1):
+        sets, count, everywhere = found.sets(length), found.levels[length - 1][2], range(length)
+        held: dict[tuple[int, ...], np.ndarray] = {}  # right side, as places in the itemset: the rows where it held
         for size in [1] if single_consequent else range(1, length):
-            for right in combinations(range(length), size):
-                left = [c for c in range(length) if c not in right]
-                of_left, of_right = _count_of(sets[:, left], levels), _count_of(sets[:, list(right)], levels)
-                keep = counts * share.denominator >= share.numerator * of_left
-                sides = sets[keep]
-                part = {
-                    "antecedents": _named(order[sides[:, left]], names),
-                    "consequents": _named(order[sides[:, list(right)]], names),
-                    **interest_measures(counts[keep], of_left[keep], of_right[keep], matrix.shape[0]),
-                }
-                parts.append(pd.DataFrame(part))
+            for right in combinations(everywhere, size):
+                rows = np.arange(len(sets))
+                if size > 1:
+                    if right[:-1] not in held or right[1:] not in held:
+                        continue
+                    rows = np.intersect1d(held[right[:-1]], held[right[1:]], assume_unique=True)
+                left = [place for place in everywhere if place not in right]
+                of_left = count_without(rows, length, right)
+                keep = count[rows].astype(np.int64) * share.denominator >= share.numerator * of_left.astype(np.int64)
+                rows, of_left = rows[keep], of_left[keep]
+                if not len(rows):
+                    continue
+                held[right] = rows
+                measures = interest_measures(count[rows], of_left, count_without(rows, length, left), found.n_baskets)
+                if best is not None and len(rows) > best:
+                    top = np.argsort(-measures[by], kind="stable")[:best]
+                    rows, measures = rows[top], {name: values[top] for name, values in measures.items()}
+                sides = (found.named(sets[rows][:, list(side)]) for side in (left, right))
+                parts.append(pd.DataFrame(dict(zip(("antecedents", "consequents"), sides, strict=True)) | measures))
     if not parts:
         return pd.DataFrame(columns=["antecedents", "consequents", *MEASURES])
     rules = pd.concat(parts, ignore_index=True)
-    return rules.sort_values(["confidence", "count"], ascending=False, kind="stable", ignore_index=True)
+    return rules.sort_values([by, "confidence", "count"], ascending=False, kind="stable", ignore_index=True)[:best]
 
 
 def interest_measures(count: Any, count_left: Any, count_right: Any, n: int) -> dict[str, np.ndarray]:
@@ -149,96 +179,6 @@ def firing(matrix: sparse.csr_matrix, left: sparse.csr_matrix) -> tuple[np.ndarr
 
 # ---------------------------------------------------------------------------------------------- inside
 
-Levels = list[tuple[np.ndarray, np.ndarray]]  # for lengths 1, 2, ...: (n_sets, length) and (n_sets,)
-
-
-def _mine(matrix: sparse.csr_matrix, min_count: int, max_len: int | None) -> tuple[Levels, np.ndarray]:
-    """Frequent sets by length, as numbers into `order`, the columns of `matrix` from rare to frequent.
-
-    Rare items first keeps the conditional baskets small. Rows of a level are in lexicographic order.
-    """
-    support = np.asarray(matrix.sum(axis=0)).ravel().astype(np.int64)  # (n_items,)
-    order = np.argsort(support, kind="stable")
-    order = order[support[order] >= min_count]
-    found: list[list[tuple[np.ndarray, np.ndarray]]] = [[], [], [(np.empty((0, 2), int), np.empty(0, int))]]
-    found[1].append((np.arange(len(order))[:, None], support[order]))
-    if len(order) and max_len != 1:
-        x = sparse.csr_matrix(matrix[:, order])  # (n_baskets, n_frequent)
-        pairs = sparse.triu(pair_counts(x), k=1).tocsr()
-        pairs.sort_indices()
-        pairs.data[pairs.data < min_count] = 0
-        pairs.eliminate_zeros()
-        sets = np.column_stack([np.repeat(np.arange(len(order)), np.diff(pairs.indptr)), pairs.indices])
-        found[2].append((sets, pairs.data.astype(np.int64)))
-        if max_len is None or max_len > 2:
-            _deepen_pairs(x, pairs, min_count, max_len, found)
-    levels = [(np.concatenate([s for s, _ in f]), np.concatenate([c for _, c in f])) for f in found[1:]]
-    return [level for level in levels if len(level[0])], order
-
-
-def _deepen_pairs(
-    x: sparse.csr_matrix, pairs: sparse.csr_matrix, min_count: int, max_len: int | None, found: list
-) -> None:
-    """Go below every item: the baskets that hold it, cut down to its frequent partners."""
-    columns = x.tocsc()
-    for item in range(x.shape[1]):
-        partners = pairs.indices[pairs.indptr[item] : pairs.indptr[item + 1]]
-        if len(partners) > 1:
-            holders = columns.indices[columns.indptr[item] : columns.indptr[item + 1]]
-            block = x[holders][:, partners].toarray().astype(np.float32)  # (count of item, n_partners)
-            _deepen(np.array([item]), block, partners, min_count, max_len, found)
-
-
-def _deepen(
-    prefix: np.ndarray, block: np.ndarray, items: np.ndarray, min_count: int, max_len: int | None, found: list
-) -> None:
-    """One node of the search: all pairs below `prefix` in one product, then each first item in turn.
-
-    `block` is the 0/1 matrix (baskets that hold the prefix, items frequent with it).
-    """
-    counts = np.triu(block.T @ block, k=1)  # (n_items, n_items); whole numbers below 2^24, so exact
-    first, second = np.nonzero(counts >= min_count)
-    if not len(first):
-        return
-    length = len(prefix) + 2
-    while len(found) <= length:
-        found.append([])
-    sets = np.column_stack([np.broadcast_to(prefix, (len(first), len(prefix))), items[first], items[second]])
-    found[length].append((sets, counts[first, second].astype(np.int64)))
-    if max_len is not None and length >= max_len:
-        return
-    starts = np.searchsorted(first, np.arange(len(items) + 1))
-    for a in np.flatnonzero(np.diff(starts) > 1):
-        partners = second[starts[a] : starts[a + 1]]
-        below = block[block[:, a] > 0][:, partners]
-        _deepen(np.append(prefix, items[a]), below, items[partners], min_count, max_len, found)
-
-
-def _count_of(sets: np.ndarray, levels: Levels) -> np.ndarray:
-    """The counts of itemsets (n_sets, length), all of them frequent."""
-    return levels[sets.shape[1] - 1][1][_place(sets, levels)]
-
-
-def _place(sets: np.ndarray, levels: Levels) -> np.ndarray:
-    """Row numbers of frequent itemsets in their level: each item is one step down a prefix tree.
-
-    Neighbouring rows with equal sets are looked up once.
-    """
-    if sets.shape[1] == 1:
-        return sets[:, 0]
-    new = np.r_[True, (sets[1:] != sets[:-1]).any(axis=1)] if len(sets) else np.empty(0, bool)
-    level = levels[sets.shape[1] - 1][0]
-    n_items = len(levels[0][0])
-    keys = _place(level[:, :-1], levels) * n_items + level[:, -1]  # sorted, as the level is
-    heads = sets[new]
-    rows = np.searchsorted(keys, _place(heads[:, :-1], levels) * n_items + heads[:, -1])
-    return rows[np.cumsum(new) - 1]
-
-
-def _named(sets: np.ndarray, names: Sequence[Hashable] | None) -> list[frozenset]:
-    rows = sets.tolist()
-    return [frozenset(row) if names is None else frozenset(names[i] for i in row) for row in rows]
-
 
 def _as_matrix(baskets: Any) -> tuple[sparse.csr_matrix, list[Hashable] | None]:
     """A 0/1 csr matrix and, where the baskets came as items, the items in the order of the columns."""
@@ -269,8 +209,10 @@ def _from_iterables(baskets: Iterable[Iterable[Hashable]]) -> tuple[list[Hashabl
 def _min_count(min_support: float, n_baskets: int) -> int:
     if not 0 < min_support <= 1:
         raise ValueError(f"min_support is {min_support}; it is a share of the baskets, above 0 and at most 1.")
-    exact = Fraction(str(min_support)) * n_baskets
-    return max(1, -(-exact.numerator // exact.denominator))
+    count = max(1, int(min_support * n_baskets) - 1)
+    while count / n_baskets < min_support:
+        count += 1
+    return count
 
 
 def _check_length(max_len: int | None) -> int | None:

@@ -70,9 +70,23 @@ def test_the_store_equals_mlxtend(journey_split):
         np.testing.assert_allclose(both[column], both[f"{column}_mlxtend"], rtol=1e-9)
 
 
-@pytest.mark.parametrize("support, itemsets", [(0.001, 5_858), (0.0003, 45_084)])
+@pytest.mark.parametrize("support, itemsets", [(0.001, 5_858), (0.0003, 45_084), (0.0001, 523_469)])
 def test_itemset_counts_of_the_store(journey_split, support, itemsets):
-    assert len(rules.frequent_itemsets(journey_split.train.matrix, support, max_len=5)) == itemsets
+    """The counts are PyFIM's; `make bench` compares itemset by itemset."""
+    assert len(rules.mine(journey_split.train.matrix, support, max_len=5)) == itemsets
+
+
+def test_ten_baskets_are_enough_in_any_length(journey_split):
+    """13,825,928 itemsets of up to 17 items, as PyFIM counts them; known before memory is taken, exact when it is."""
+    matrix = journey_split.train.matrix
+    with pytest.raises(MemoryError, match="More than 7,692,307 itemsets are in 10 baskets"):
+        rules.mine(matrix, 10 / matrix.shape[0], memory=10**8)
+    found = rules.mine(matrix, 10 / matrix.shape[0])
+    assert len(found) == 13_825_928 and len(found.levels) == 18
+    length = 10
+    rows = np.random.default_rng(0).choice(len(found.levels[length - 1][2]), 50)
+    for itemset, count in zip(found.order[found.sets(length)[rows]], found.levels[length - 1][2][rows], strict=True):
+        assert (matrix[:, itemset].sum(axis=1) == length).sum() == count
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -101,6 +115,36 @@ def test_brute_force_on_dense_random_baskets(seed):
     assert found["antecedents"].map(len).min() == 1
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("max_len", [None, 1, 3])
+def test_closed_and_maximal_by_brute_force(seed, max_len):
+    x = sparse.csr_matrix(np.random.default_rng(seed).random((50, 9)) < 0.6)
+    table = rules.frequent_itemsets(x, 0.1)
+    count = dict(zip(table["itemset"], table["count"], strict=True))
+    longest = max_len or 9
+    one_more = {s: [s | {i} for i in range(9) if i not in s and s | {i} in count] for s in count}
+    closed = {s for s in count if len(s) <= longest and all(count[b] < count[s] for b in one_more[s])}
+    maximal = {s for s in count if len(s) <= longest and not one_more[s]}
+    for keep, expected in (("closed", closed), ("maximal", maximal)):
+        found = rules.frequent_itemsets(x, 0.1, max_len, keep)
+        assert dict(zip(found["itemset"], found["count"], strict=True)) == {s: count[s] for s in expected}
+
+
+def test_pairs_that_never_grow():
+    """Every basket has one partner at most: the search must not look a level too deep."""
+    pairs = [[i, i + 1] for i in range(0, 200, 2)] * 2
+    assert rules.frequent_itemsets(pairs, 0.01)["length"].value_counts().to_dict() == {1: 200, 2: 100}
+
+
+@pytest.mark.parametrize("measure", rules.MEASURES)
+def test_the_best_rules_by_a_measure(measure):
+    x = sparse.csr_matrix(np.random.default_rng(3).random((60, 9)) < 0.5)
+    everything = rules.association_rules(x, 0.05, 0.2, single_consequent=False, by=measure)
+    best = rules.association_rules(x, 0.05, 0.2, single_consequent=False, best=20, by=measure)
+    np.testing.assert_allclose(best[measure], everything[measure][:20])
+    assert len(best) == 20 and everything[measure].is_monotonic_decreasing
+
+
 @pytest.mark.parametrize("max_len", [1, 2, 3, 4])
 def test_max_len_only_cuts(max_len):
     x = sparse.csr_matrix(np.random.default_rng(1).random((60, 9)) < 0.5)
@@ -119,7 +163,10 @@ def test_iterables_of_anything_hashable():
     assert len(rules.frequent_itemsets((basket for basket in [["x"], []]), 0.5)) == 1
 
 
-@pytest.mark.parametrize("support, baskets, smallest", [(0.07, 100, 7), (0.1, 30, 3), (0.3, 10, 3), (0.001, 9835, 10)])
+@pytest.mark.parametrize(
+    "support, baskets, smallest",
+    [(0.07, 100, 7), (0.1, 30, 3), (0.3, 10, 3), (0.001, 9835, 10), (10 / 115411, 115411, 10)],
+)
 def test_support_is_an_exact_integer_threshold(support, baskets, smallest):
     """In floating point 0.07 * 100 is a little above 7 and 0.1 * 30 above 3."""
     assert rules._min_count(support, baskets) == smallest
@@ -160,6 +207,10 @@ def test_misuse_gets_one_clear_error():
         rules.frequent_itemsets([], 0.5)
     with pytest.raises(ValueError, match="other than 0 and 1"):
         rules.frequent_itemsets(sparse.csr_matrix([[2, 1]]), 0.5)
+    with pytest.raises(ValueError, match="'sure' is no measure"):
+        rules.association_rules([["a"]], 0.5, 0.5, by="sure")
+    with pytest.raises(ValueError, match="keep is 'some'"):
+        rules.frequent_itemsets([["a"]], 0.5, keep="some")
     with pytest.raises(ValueError, match="pass a list of items"):
         rules.frequent_itemsets(["milk"], 0.5)
 
@@ -168,3 +219,12 @@ def test_nothing_found_is_an_empty_table():
     assert rules.association_rules([["a"], ["b"]], 0.5, 0.5).columns.tolist()[:2] == ["antecedents", "consequents"]
     assert len(rules.frequent_itemsets([["a"], ["b"]], 0.9)) == 0
     assert len(rules.frequent_itemsets([[], []], 0.5)) == 0
+
+
+def test_a_table_that_would_not_fit(monkeypatch):
+    from recutils import mining
+
+    found = rules.mine([["a", "b"]] * 3, 0.5)
+    monkeypatch.setattr(mining.psutil, "virtual_memory", lambda: type("M", (), {"available": 100}))
+    with pytest.raises(MemoryError, match="3 itemsets as a table need"):
+        found.table()

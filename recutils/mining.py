@@ -1,0 +1,247 @@
+"""The search for frequent itemsets: vertical, depth first, compiled (chapter 04).
+
+`search` finds them, `Itemsets` holds them in arrays: 13 bytes an itemset, however long it is. Needs the extra `rules`.
+"""
+
+import contextlib
+import gc
+import sys
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import psutil
+from numba import njit
+from scipy import sparse
+
+BYTES = 13  # of one itemset: three numbers of four bytes, one of one
+
+
+@dataclass
+class Itemsets:
+    """Frequent itemsets by length, each level a prefix tree's: an itemset is its parent and one item more.
+
+    `levels[k - 1]` = (parent, item, count) holds those of length k, three int32 arrays (n_k,): the row of the
+    itemset without its last item in the level before, the last item, and how many of `n_baskets` hold all. Items
+    are numbered by `order` (n_frequent,), columns of the mined matrix from rare to frequent; within an itemset they
+    ascend, and the rows of a level are in lexicographic order. `names` are the items' own, where columns have any.
+    """
+
+    levels: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+    order: np.ndarray
+    n_baskets: int
+    names: Sequence[Hashable] | None = None
+
+    def __len__(self) -> int:
+        return sum(len(count) for _, _, count in self.levels)
+
+    def sets(self, length: int) -> np.ndarray:
+        """All itemsets of one length, (n_k, length), as places in `order`."""
+        parent, item, _ = self.levels[length - 1]
+        return item[:, None] if length == 1 else np.column_stack([self.sets(length - 1)[parent], item])
+
+    @cached_property
+    def without(self) -> list[np.ndarray]:
+        """For each level (n_k, k): the row, one level up, of the itemset without its first, second, ... last item.
+
+        Without the last it is the parent. Without an earlier one it is a child of what the parent is without that
+        one, with the same last item: one search in a sorted list. Every subset is reached by going on like this.
+        """
+        n, links = len(self.order), [np.zeros((len(self.order), 1), np.int32)]
+        for (up, last, _), (parent, item, _) in zip(self.levels, self.levels[1:], strict=False):
+            keys = up.astype(np.int64) * n + last if len(links) > 1 else last  # ascending
+            earlier = [np.searchsorted(keys, column[parent].astype(np.int64) * n + item) for column in links[-1].T]
+            links.append(np.column_stack([np.array(earlier, np.int32).T, parent]))
+        return links
+
+    def best_superset(self) -> list[np.ndarray]:
+        """For each level (n_k,): the largest count among the itemsets with one item more, 0 where there is none."""
+        best = [np.zeros(len(count), np.int32) for _, _, count in self.levels]
+        for above, links, (_, _, count) in zip(best, self.without[1:], self.levels[1:], strict=False):
+            for column in links.T:
+                np.maximum.at(above, column, count)
+        return best
+
+    def named(self, places: np.ndarray) -> list[frozenset]:
+        """Rows of places in `order`, (n, k), as frozensets of columns, or of items where they have names."""
+        labels = np.empty(len(self.order), object)
+        labels[:] = [int(c) if self.names is None else self.names[c] for c in self.order]
+        with _no_collection():
+            return list(map(frozenset, labels[places].tolist()))
+
+    def table(self, keep: str = "all", max_len: int | None = None) -> pd.DataFrame:
+        """A table with `itemset`, `length`, `count` and `support`, the shortest and then the most frequent first.
+
+        `keep="closed"` leaves out itemsets with a superset, among all that were mined, in as many baskets;
+        `"maximal"` those with any superset; `max_len` those that are longer. Raises MemoryError where the table
+        would take more than what is free.
+        """
+        if keep not in ("all", "closed", "maximal"):
+            raise ValueError(f"keep is {keep!r}; use 'all', 'closed' or 'maximal'.")
+        best, parts, size = self.best_superset() if keep != "all" else [], [], 0
+        for k, (_, _, count) in enumerate(self.levels[:max_len], start=1):
+            kept = np.ones(len(count), bool) if keep == "all" else best[k - 1] < (count if keep == "closed" else 1)
+            rows = np.flatnonzero(kept)
+            parts.append(rows[np.argsort(-count[rows], kind="stable")])
+            size += len(rows) * (sys.getsizeof(frozenset(range(k))) + 40)
+        if size > (free := psutil.virtual_memory().available):
+            raise MemoryError(
+                f"{sum(map(len, parts)):,} itemsets as a table need {size / 1e9:.1f} GB, with {free / 1e9:.1f} free; "
+                "keep closed or maximal ones, or take the arrays of rules.mine."
+            )
+        count = np.concatenate([np.empty(0, int), *(self.levels[k][2][rows] for k, rows in enumerate(parts))])
+        return pd.DataFrame(
+            {
+                "itemset": pd.Series(
+                    [s for k, r in enumerate(parts) for s in self.named(self.sets(k + 1)[r])], dtype=object
+                ),
+                "length": np.repeat(np.arange(1, len(parts) + 1), [len(rows) for rows in parts]),
+                "count": count,
+                "support": count / self.n_baskets,
+            }
+        )
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without Python's search for circular garbage, which would look through millions of new sets again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def search(
+    matrix: sparse.csr_matrix, min_count: int, max_len: int | None = None, memory: int | None = None
+) -> Itemsets:
+    """All itemsets in at least `min_count` rows of a 0/1 matrix (n_baskets, n_items), none longer than `max_len`.
+
+    `memory`: how many bytes the result may take, half of what is free where not given. Raises MemoryError, with
+    the number of itemsets, before it takes more.
+
+    The search is Eclat's (Zaki, 2000) on conditional baskets, with tid-lists as bits; rare items come first.
+    """
+    support = np.asarray(matrix.sum(axis=0)).ravel().astype(np.int64)  # (n_items,)
+    order = np.argsort(support, kind="stable")
+    order = order[support[order] >= min_count]
+    rows = sparse.csr_matrix(matrix[:, order], dtype=np.int8)
+    rows.sort_indices()
+    columns = rows.tocsc()
+    baskets, ends, holders, stops = (
+        a.astype(np.int32) for a in (rows.indices, rows.indptr, columns.indices, columns.indptr)
+    )
+    memory = psutil.virtual_memory().available // 2 if memory is None else memory
+    limit = min(memory // BYTES, np.iinfo(np.int32).max)
+    room = min(limit, 1 << 20)
+    for _ in range(2):  # what does not fit at first is only counted, and found again with as much room as it takes
+        out = (*(np.empty(room, np.int32) for _ in range(3)), np.empty(room, np.uint8))
+        n = _search(baskets, ends, holders, stops, min_count, max_len or len(order), out, limit)
+        if n > limit:
+            raise MemoryError(
+                f"More than {limit:,} itemsets are in {min_count} baskets, and {memory / 1e6:,.0f} MB hold no more; "
+                "ask for more support, for shorter itemsets (max_len), or allow more memory."
+            )
+        if n <= room:
+            break
+        room = n
+    parent, item, count, length = (a[:n] for a in out)
+    levels = []
+    place = np.empty(n, np.int32)  # of each itemset in its level
+    for k in range(1, int(length.max(initial=0)) + 1):
+        at = np.flatnonzero(length == k)
+        levels.append((place[parent[at]] if k > 1 else np.zeros(len(at), np.int32), item[at], count[at]))
+        place[at] = np.arange(len(at))
+    return Itemsets(levels, order, matrix.shape[0])
+
+
+@njit(cache=True, inline="always")
+def _ones(word):
+    """How many bits of a 64-bit word are 1: sums of neighbours, of twos, of fours, of all."""
+    word = word - ((word >> np.uint64(1)) & np.uint64(0x5555555555555555))
+    word = (word & np.uint64(0x3333333333333333)) + ((word >> np.uint64(2)) & np.uint64(0x3333333333333333))
+    word = (word + (word >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    return (word * np.uint64(0x0101010101010101)) >> np.uint64(56)
+
+
+@njit(cache=True)
+def _search(baskets, basket_ends, holders, holder_ends, min_count, max_len, out, limit):
+    """Go below every item in turn: (parent, item, count, length) into `out`, depth first; returns how many.
+
+    `baskets[basket_ends[t] : basket_ends[t + 1]]` are the items of basket t, ascending; `holders` likewise the
+    baskets of each item. Where `out` is full the search goes on counting, up to `limit`.
+    """
+    parent, item, count, length = out
+    n_items, n = len(holder_ends) - 1, 0
+    joint = np.zeros(n_items, np.int32)
+    for a in range(n_items):
+        tids = holders[holder_ends[a] : holder_ends[a + 1]]
+        node = n
+        if n < len(parent):
+            parent[n], item[n], count[n], length[n] = -1, a, len(tids), 1
+        n += 1
+        if max_len == 1:
+            continue
+        # Which later items are in enough of the baskets that hold a? (Earlier ones have had their turn.)
+        joint[:] = 0
+        for t in tids:
+            for k in range(basket_ends[t + 1] - 1, basket_ends[t] - 1, -1):
+                if baskets[k] <= a:
+                    break
+                joint[baskets[k]] += 1
+        partners = np.flatnonzero(joint >= min_count)
+        # Those baskets, numbered from 0 and cut down to the partners: a row of bits for each partner.
+        slot = np.full(n_items, -1, np.int32)
+        slot[partners] = np.arange(len(partners))
+        words = (len(tids) + 63) // 64
+        first = np.zeros((len(partners), words), np.uint64)
+        longest = 0
+        for q in range(len(tids)):
+            size = 0
+            for k in range(basket_ends[tids[q] + 1] - 1, basket_ends[tids[q]] - 1, -1):
+                if baskets[k] <= a:
+                    break
+                p = slot[baskets[k]]
+                if p >= 0:
+                    first[p, q >> 6] |= np.uint64(1) << np.uint64(q & 63)
+                    size += 1
+            longest = max(longest, size)
+        # A stack of levels. Each holds the items that are frequent with the prefix so far, and their rows of bits.
+        depth = min(longest, max_len - 1)
+        bits = np.empty((max(len(partners), 1) * max(depth, 1), words), np.uint64)
+        items, counts = np.empty(len(bits), np.int32), np.empty(len(bits), np.int32)
+        bits[: len(partners)] = first
+        items[: len(partners)] = partners
+        counts[: len(partners)] = joint[partners]
+        above, turn, end = np.empty(depth + 1, np.int32), np.empty(depth + 1, np.int32), np.empty(depth + 1, np.int32)
+        above[0], turn[0], end[0] = node, 0, len(partners)
+        d = 0 if len(partners) else -1
+        while d >= 0:
+            if turn[d] == end[d]:
+                d -= 1
+                continue
+            x = turn[d]
+            turn[d] += 1
+            if n < len(parent):
+                parent[n], item[n], count[n], length[n] = above[d], items[x], counts[x], d + 2
+            n += 1
+            if n > limit:
+                return n
+            top = end[d]
+            if d + 1 < depth:
+                for y in range(x + 1, end[d]):  # the tid-lists of the prefix with x and of the prefix with y, cut
+                    c = 0
+                    for w in range(words):
+                        bits[top, w] = bits[x, w] & bits[y, w]
+                        c += _ones(bits[top, w])
+                    if c >= min_count:
+                        items[top], counts[top] = items[y], c
+                        top += 1
+            if top > end[d]:
+                above[d + 1], turn[d + 1], end[d + 1] = n - 1, end[d], top
+                d += 1
+    return n
