@@ -8,7 +8,6 @@ import gc
 import sys
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -42,26 +41,26 @@ class Itemsets:
         parent, item, _ = self.levels[length - 1]
         return item[:, None] if length == 1 else np.column_stack([self.sets(length - 1)[parent], item])
 
-    @cached_property
-    def without(self) -> list[np.ndarray]:
-        """For each level (n_k, k): the row, one level up, of the itemset without its first, second, ... last item.
+    def links(self) -> Iterator[np.ndarray]:
+        """Level by level (n_k, k): the row, one level up, of the itemset without its first, second, ... last item.
 
         Without the last it is the parent. Without an earlier one it is a child of what the parent is without that
         one, with the same last item: one search in a sorted list. Every subset is reached by going on like this.
         """
-        n, links = len(self.order), [np.zeros((len(self.order), 1), np.int32)]
+        n, link = len(self.order), np.zeros((len(self.order), 1), np.int32)
+        yield link
         for (up, last, _), (parent, item, _) in zip(self.levels, self.levels[1:], strict=False):
-            keys = up.astype(np.int64) * n + last if len(links) > 1 else last  # ascending
-            earlier = [np.searchsorted(keys, column[parent].astype(np.int64) * n + item) for column in links[-1].T]
-            links.append(np.column_stack([np.array(earlier, np.int32).T, parent]))
-        return links
+            keys = up.astype(np.int64) * n + last  # ascending
+            earlier = [np.searchsorted(keys, column[parent].astype(np.int64) * n + item) for column in link.T]
+            link = np.column_stack([np.array(earlier, np.int32).T, parent])
+            yield link
 
     def best_superset(self) -> list[np.ndarray]:
         """For each level (n_k,): the largest count among the itemsets with one item more, 0 where there is none."""
         best = [np.zeros(len(count), np.int32) for _, _, count in self.levels]
-        for above, links, (_, _, count) in zip(best, self.without[1:], self.levels[1:], strict=False):
-            for column in links.T:
-                np.maximum.at(above, column, count)
+        for k, link in enumerate(self.links()):
+            for column in link.T if k else []:
+                np.maximum.at(best[k - 1], column, self.levels[k][2])
         return best
 
     def named(self, places: np.ndarray) -> list[frozenset]:

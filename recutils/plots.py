@@ -1,8 +1,11 @@
 """One style for every figure: colours that hold in greyscale, alternative text, a picture of a chain of steps."""
 
+import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
@@ -57,3 +60,41 @@ def steps(boxes: Sequence[str], alt: str, arrows: Sequence[str] = ()) -> None:
             if place < len(arrows):
                 axes.text(place + 0.93, 0.93, arrows[place], ha="center", va="center", fontsize=7.5, color=BRICK)
     show(figure, alt)
+
+
+EXPLORE = """
+  const table = document.getElementById(name), body = table.tBodies[0];
+  const words = document.getElementById(name + "-words");
+  words.addEventListener("input", () => {
+    const wanted = words.value.toLowerCase().split(" ");
+    for (const row of body.rows) row.hidden = !wanted.every(word => row.textContent.toLowerCase().includes(word));
+  });
+  [...table.tHead.rows[0].cells].forEach((head, column) => {
+    let down = true;
+    const sort = () => {
+      const value = row => { const t = row.cells[column].textContent; return isNaN(t) ? t : Number(t); };
+      const order = (a, b) => (value(a) > value(b) ? 1 : value(a) < value(b) ? -1 : 0) * (down ? -1 : 1);
+      body.append(...[...body.rows].sort(order));
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      down = !down;
+    };
+    head.style.cursor = "pointer"; head.tabIndex = 0;
+    head.addEventListener("click", sort);
+    head.addEventListener("keydown", event => { if (event.key === "Enter") sort(); });
+  });
+"""
+
+
+def sortable(table: pd.DataFrame) -> Any:
+    """A table to explore: a click on a column's head sorts by it, words typed above keep the rows that hold them all.
+
+    It needs neither a running notebook nor a network; where scripts are switched off, the table stays as it is.
+    """
+    from IPython.display import HTML
+
+    name = f"t{hashlib.sha256(table.to_json().encode()).hexdigest()[:8]}"
+    body = table.to_html(index=False, border=0, table_id=name)
+    return HTML(
+        f'<input id="{name}-words" type="search" placeholder="filter rows" aria-label="filter rows">{body}'
+        f"<script>(() => {{ const name = {name!r};{EXPLORE}}})();</script>"
+    )

@@ -79,7 +79,7 @@ def association_rules(
     if by not in MEASURES:
         raise ValueError(f"{by!r} is no measure; use one of {', '.join(MEASURES)}.")
     found = mine(baskets, min_support, max_len)
-    share, links = Fraction(str(min_confidence)), found.without
+    share, links = Fraction(str(min_confidence)), list(found.links())
 
     def count_without(rows: np.ndarray, length: int, gone: Iterable[int]) -> np.ndarray:
         for up, place in enumerate(sorted(gone, reverse=True)):
@@ -175,6 +175,36 @@ def firing(matrix: sparse.csr_matrix, left: sparse.csr_matrix) -> tuple[np.ndarr
     basket, rule = (np.concatenate(part) for part in zip(*found, strict=True))
     order = np.argsort(rule, kind="stable")
     return basket[order], rule[order]
+
+
+def with_groups(matrix: sparse.csr_matrix, groups: np.ndarray) -> sparse.csr_matrix:
+    """Baskets with a column more for each group of items: 0/1 (n_baskets, n_items + n_groups).
+
+    `groups` (n_items,) numbers each item's group from 0; a basket holds a group when it holds one of its items.
+    Mining this matrix finds generalised rules (Srikant and Agrawal, 1995).
+    """
+    n_items = matrix.shape[1]
+    if len(groups) != n_items:
+        raise ValueError(f"{len(groups)} groups for {n_items} items; give one an item.")
+    member = sparse.csr_matrix((np.ones(n_items, np.float32), (np.arange(n_items), groups)))
+    held = sparse.csr_matrix(matrix @ member)
+    held.data[:] = 1
+    return sparse.hstack([matrix, held]).tocsr()
+
+
+def for_items(rules: pd.DataFrame, groups: np.ndarray) -> pd.DataFrame:
+    """Of rules over `with_groups`, those that offer an item and say something: their left side, items and groups,
+    holds neither the group of the item offered nor an item together with its own group.
+    """
+    n_items = len(groups)
+
+    def says(left: frozenset, right: frozenset) -> bool:
+        offered = min(right)
+        within = {groups[i] + n_items for i in left if i < n_items}
+        return offered < n_items and groups[offered] + n_items not in left and not within & left
+
+    keep = [says(left, right) for left, right in zip(rules["antecedents"], rules["consequents"], strict=True)]
+    return rules[np.array(keep, dtype=bool)].reset_index(drop=True)
 
 
 # ---------------------------------------------------------------------------------------------- inside

@@ -11,6 +11,8 @@ from mlxtend.frequent_patterns import fpgrowth
 from scipy import sparse
 
 from recutils import rules
+from recutils.data import Baskets
+from recutils.recommend import RuleRecommender
 
 
 @pytest.fixture(scope="module")
@@ -228,3 +230,56 @@ def test_a_table_that_would_not_fit(monkeypatch):
     monkeypatch.setattr(mining.psutil, "virtual_memory", lambda: type("M", (), {"available": 100}))
     with pytest.raises(MemoryError, match="3 itemsets as a table need"):
         found.table()
+
+
+@pytest.fixture
+def bread_and_butter():
+    """Items 0, 1: two breads, 2: butter, 3: soap, 4: another butter; breads go with butter, soap with nothing."""
+    rng = np.random.default_rng(0)
+    rows = [[rng.integers(2), 2 if rng.random() < 0.9 else 4] for _ in range(60)] + [[3]] * 40
+    x = sparse.lil_matrix((100, 5), dtype=np.float32)
+    for basket, items in enumerate(rows):
+        x[basket, items] = 1
+    return x.tocsr(), np.array([0, 0, 1, 2, 1])
+
+
+def test_baskets_hold_the_groups_of_their_items(bread_and_butter):
+    x, groups = bread_and_butter
+    wide = rules.with_groups(x, groups).toarray()
+    assert wide.shape == (100, 8) and set(np.unique(wide)) == {0, 1}
+    for basket in wide:
+        assert {groups[i] for i in np.flatnonzero(basket[:5])} == set(np.flatnonzero(basket[5:]))
+    with pytest.raises(ValueError, match="3 groups for 5 items"):
+        rules.with_groups(x, groups[:3])
+
+
+def test_generalised_rules_offer_items_and_say_something(bread_and_butter):
+    x, groups = bread_and_butter
+    found = rules.association_rules(rules.with_groups(x, groups), 0.02, 0.02, max_len=3)
+    kept = rules.for_items(found, groups)
+    said = set(zip(kept["antecedents"], kept["consequents"], strict=True))
+    assert (frozenset({5}), frozenset({2})) in said  # any bread -> butter
+    assert (frozenset({6}), frozenset({2})) not in said  # any butter -> butter
+    for left, right in said:
+        assert min(right) < 5 and groups[min(right)] + 5 not in left
+        assert not {groups[i] + 5 for i in left if i < 5} & left
+    dropped = len(found) - len(kept)
+    trivial = [
+        min(c) >= 5 or groups[min(c)] + 5 in a or bool({groups[i] + 5 for i in a if i < 5} & a)
+        for a, c in zip(found["antecedents"], found["consequents"], strict=True)
+    ]
+    assert dropped == sum(trivial) > 0
+
+
+def test_a_group_speaks_for_its_rare_item(bread_and_butter):
+    """Bread 1 in two baskets only: too few for a rule of its own, but any bread has butter with it."""
+    x, groups = bread_and_butter
+    rare = np.flatnonzero(x[:, 1].toarray().ravel())[2:]
+    x = x.tolil()
+    x[rare, 1], x[rare, 0] = 0, 1
+    n = x.shape[0]
+    train = Baskets(x.tocsr(), np.zeros(n, int), np.zeros(n, "datetime64[ns]"))
+    query = Baskets(sparse.csr_matrix(np.eye(5, dtype=np.float32)[[1]]), np.zeros(1, int), train.timestamps[:1])
+    alone = RuleRecommender(0.05).fit(train)
+    helped = RuleRecommender(0.05, groups=groups).fit(train)
+    assert not np.isfinite(alone.score(query)).any() and helped.score(query).argmax() == 2
