@@ -4,9 +4,12 @@ import json
 import re
 import subprocess
 
+import pandas as pd
 import pytest
 from conftest import ROOT, missing
 from test_book import ADDRESS, STEMS
+
+from recutils import plots
 
 HTML = ROOT / "_build" / "html"
 FLAGS = [
@@ -94,6 +97,28 @@ def test_formulas_figures_and_folds(see, stem):
     shown = [i for i in images if "_images/" in i]
     assert len(shown) >= 5 and all(re.search(r'alt="[^"]{40,}"', i) for i in shown)
     assert document.count("tag_hide-cell") >= 3 and "colab.research.google.com" in document
+
+
+@pytest.mark.parametrize(
+    "script, expected", [("heads[1].click()", "bac"), ("heads[1].click(); heads[1].click()", "cab")]
+)
+def test_a_table_to_explore_sorts_by_a_click(see, tmp_path, script, expected):
+    table = pd.DataFrame({"name": ["a", "b", "c"], "number": [9, 10, -1]})
+    page = tmp_path / "table.html"
+    click = f"<script>const heads = document.querySelectorAll('th'); {script}</script>"
+    page.write_text(f"<!doctype html>{plots.sortable(table).data}{click}")
+    document, console = see(page.as_uri())
+    assert not console and "".join(re.findall(r"<td>([abc])</td>", document)) == expected
+
+
+def test_a_table_to_explore_keeps_the_rows_with_the_words(see, tmp_path):
+    table = pd.DataFrame({"name": ["Hot dogs", "hot sauce", "Dog food"], "number": [1, 2, 3]})
+    page = tmp_path / "table.html"
+    words = "const box = document.querySelector('input'); box.value = 'dog hot'; box.dispatchEvent(new Event('input'));"
+    page.write_text(f"<!doctype html>{plots.sortable(table).data}<script>{words}</script>")
+    document, console = see(page.as_uri())
+    rows = re.findall(r"<tr([^>]*)>\s*<td>([^<]+)", document)
+    assert not console and [name for hidden, name in rows if "hidden" not in hidden] == ["Hot dogs"]
 
 
 def test_search_finds_a_chapter(see):
