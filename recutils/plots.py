@@ -95,6 +95,7 @@ def sortable(table: pd.DataFrame) -> Any:
     name = f"t{hashlib.sha256(table.to_json().encode()).hexdigest()[:8]}"
     body = table.to_html(index=False, border=0, table_id=name)
     return HTML(
+        f"<style>#{name} th, #{name} td {{text-align: left; vertical-align: top; font-size: 0.85em}}</style>"
         f'<input id="{name}-words" type="search" placeholder="filter rows" aria-label="filter rows">{body}'
         f"<script>(() => {{ const name = {name!r};{EXPLORE}}})();</script>"
     )

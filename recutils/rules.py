@@ -1,12 +1,10 @@
 """Frequent itemsets and association rules, counted exactly (chapter 04).
 
-Thresholds are integers inside: an itemset is frequent when its count reaches the smallest integer whose share of
-the baskets, a division that rounds correctly, is `min_support` or more; a confidence is compared by
-cross-multiplication. So no rounding decides about a rule on the boundary.
+Thresholds are compared with one quotient of two whole numbers, count / baskets or count / count: a division rounds
+to the nearest float, as does whoever writes the threshold, so that no rounding decides about a rule on the boundary.
 """
 
 from collections.abc import Hashable, Iterable
-from fractions import Fraction
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +77,7 @@ def association_rules(
     if by not in MEASURES:
         raise ValueError(f"{by!r} is no measure; use one of {', '.join(MEASURES)}.")
     found = mine(baskets, min_support, max_len)
-    share, links = Fraction(str(min_confidence)), list(found.links())
+    links = list(found.links())
 
     def count_without(rows: np.ndarray, length: int, gone: Iterable[int]) -> np.ndarray:
         for up, place in enumerate(sorted(gone, reverse=True)):
@@ -99,14 +97,14 @@ def association_rules(
                     rows = np.intersect1d(held[right[:-1]], held[right[1:]], assume_unique=True)
                 left = [place for place in everywhere if place not in right]
                 of_left = count_without(rows, length, right)
-                keep = count[rows].astype(np.int64) * share.denominator >= share.numerator * of_left.astype(np.int64)
+                keep = count[rows] / of_left >= min_confidence
                 rows, of_left = rows[keep], of_left[keep]
                 if not len(rows):
                     continue
                 held[right] = rows
                 measures = interest_measures(count[rows], of_left, count_without(rows, length, left), found.n_baskets)
                 if best is not None and len(rows) > best:
-                    top = np.argsort(-measures[by], kind="stable")[:best]
+                    top = np.lexsort((-measures["count"], -measures["confidence"], -measures[by]))[:best]
                     rows, measures = rows[top], {name: values[top] for name, values in measures.items()}
                 sides = (found.named(sets[rows][:, list(side)]) for side in (left, right))
                 parts.append(pd.DataFrame(dict(zip(("antecedents", "consequents"), sides, strict=True)) | measures))
@@ -172,7 +170,8 @@ def firing(matrix: sparse.csr_matrix, left: sparse.csr_matrix) -> tuple[np.ndarr
         held = sparse.coo_matrix(matrix[start : start + 1024] @ left)
         whole = held.data == sizes[held.col]
         found.append((held.row[whole] + start, held.col[whole]))
-    basket, rule = (np.concatenate(part) for part in zip(*found, strict=True))
+    empty = np.empty(0, int)
+    basket, rule = (np.concatenate(part) for part in zip((empty, empty), *found, strict=True))
     order = np.argsort(rule, kind="stable")
     return basket[order], rule[order]
 
@@ -193,15 +192,18 @@ def with_groups(matrix: sparse.csr_matrix, groups: np.ndarray) -> sparse.csr_mat
 
 
 def for_items(rules: pd.DataFrame, groups: np.ndarray) -> pd.DataFrame:
-    """Of rules over `with_groups`, those that offer an item and say something: their left side, items and groups,
-    holds neither the group of the item offered nor an item together with its own group.
+    """Of rules over `with_groups` with one consequent, those that offer an item and say something.
+
+    Left sides may hold items and groups, but neither the group of the item offered, nor an item together with its
+    own group, nor a group of one item, which says what the item says.
     """
     n_items = len(groups)
+    single = set((np.flatnonzero(np.bincount(groups) == 1) + n_items).tolist())
 
     def says(left: frozenset, right: frozenset) -> bool:
         offered = min(right)
         within = {groups[i] + n_items for i in left if i < n_items}
-        return offered < n_items and groups[offered] + n_items not in left and not within & left
+        return offered < n_items and groups[offered] + n_items not in left and not (within | single) & left
 
     keep = [says(left, right) for left, right in zip(rules["antecedents"], rules["consequents"], strict=True)]
     return rules[np.array(keep, dtype=bool)].reset_index(drop=True)
@@ -215,12 +217,14 @@ def _as_matrix(baskets: Any) -> tuple[sparse.csr_matrix, list[Hashable] | None]:
     names: list[Hashable] | None = None
     if not sparse.issparse(baskets):
         names, baskets = _from_iterables(baskets)
-    matrix = sparse.csr_matrix(baskets, dtype=np.int32)
+    matrix = sparse.csr_matrix(baskets, copy=True)
+    matrix.sum_duplicates()
+    matrix.eliminate_zeros()
     if matrix.shape[0] == 0:
         raise ValueError("There are no baskets to mine; pass at least one.")
-    if matrix.nnz and (matrix.data.min() < 0 or matrix.data.max() > 1):
+    if (matrix.data != 1).any():
         raise ValueError("The matrix holds values other than 0 and 1; pass (matrix > 0) instead.")
-    return matrix, names
+    return matrix.astype(np.int32), names
 
 
 def _from_iterables(baskets: Iterable[Iterable[Hashable]]) -> tuple[list[Hashable], sparse.csr_matrix]:

@@ -81,7 +81,7 @@ def test_itemset_counts_of_the_store(journey_split, support, itemsets):
 def test_ten_baskets_are_enough_in_any_length(journey_split):
     """13,825,928 itemsets of up to 17 items, as PyFIM counts them; known before memory is taken, exact when it is."""
     matrix = journey_split.train.matrix
-    with pytest.raises(MemoryError, match="More than 7,692,307 itemsets are in 10 baskets"):
+    with pytest.raises(MemoryError, match="More than 3,333,333 itemsets are in 10 baskets"):
         rules.mine(matrix, 10 / matrix.shape[0], memory=10**8)
     found = rules.mine(matrix, 10 / matrix.shape[0])
     assert len(found) == 13_825_928 and len(found.levels) == 18
@@ -138,6 +138,19 @@ def test_pairs_that_never_grow():
     assert rules.frequent_itemsets(pairs, 0.01)["length"].value_counts().to_dict() == {1: 200, 2: 100}
 
 
+@pytest.mark.parametrize("share, expected", [(1 / 3, 2), (2 / 3, 1), (0.5, 2)])
+def test_a_confidence_that_is_no_decimal(share, expected):
+    """3,000 baskets hold a, 1,500 of them c too: confidences 1/2 and 1, at counts that once overflowed."""
+    baskets = [["a", "c"]] * 1500 + [["a"]] * 1500 + [["b"]] * 1000
+    assert len(rules.association_rules(baskets, 0.1, share)) == expected
+
+
+def test_stored_zeros_are_no_purchases():
+    x = sparse.csr_matrix(np.array([[1, 1], [1, 1], [1, 0], [1, 0]], dtype=np.float32))
+    x.data[1] = 0  # stored, but nothing
+    assert rules.frequent_itemsets(x, 0.1)["count"].tolist() == [4, 1, 1] and x.nnz == 6
+
+
 @pytest.mark.parametrize("measure", rules.MEASURES)
 def test_the_best_rules_by_a_measure(measure):
     x = sparse.csr_matrix(np.random.default_rng(3).random((60, 9)) < 0.5)
@@ -145,6 +158,7 @@ def test_the_best_rules_by_a_measure(measure):
     best = rules.association_rules(x, 0.05, 0.2, single_consequent=False, best=20, by=measure)
     np.testing.assert_allclose(best[measure], everything[measure][:20])
     assert len(best) == 20 and everything[measure].is_monotonic_decreasing
+    np.testing.assert_array_equal(best["count"], everything["count"][:20])
 
 
 @pytest.mark.parametrize("max_len", [1, 2, 3, 4])
@@ -209,6 +223,8 @@ def test_misuse_gets_one_clear_error():
         rules.frequent_itemsets([], 0.5)
     with pytest.raises(ValueError, match="other than 0 and 1"):
         rules.frequent_itemsets(sparse.csr_matrix([[2, 1]]), 0.5)
+    with pytest.raises(ValueError, match="other than 0 and 1"):
+        rules.frequent_itemsets(sparse.csr_matrix([[0.5, 1]]), 0.5)
     with pytest.raises(ValueError, match="'sure' is no measure"):
         rules.association_rules([["a"]], 0.5, 0.5, by="sure")
     with pytest.raises(ValueError, match="keep is 'some'"):
@@ -265,7 +281,7 @@ def test_generalised_rules_offer_items_and_say_something(bread_and_butter):
         assert not {groups[i] + 5 for i in left if i < 5} & left
     dropped = len(found) - len(kept)
     trivial = [
-        min(c) >= 5 or groups[min(c)] + 5 in a or bool({groups[i] + 5 for i in a if i < 5} & a)
+        min(c) >= 5 or groups[min(c)] + 5 in a or 7 in a or bool({groups[i] + 5 for i in a if i < 5} & a)
         for a, c in zip(found["antecedents"], found["consequents"], strict=True)
     ]
     assert dropped == sum(trivial) > 0
