@@ -168,6 +168,37 @@ def _ones(word):
 
 
 @njit(cache=True)
+def _conditional(baskets, basket_ends, tids, a, min_count, n_items):
+    """The baskets `tids` that hold item a, numbered from 0 and cut down to the later items frequent with it.
+
+    Returns those items, their counts, a row of bits for each (its baskets), and the size of the largest basket.
+    Earlier items have had their turn.
+    """
+    joint = np.zeros(n_items, np.int32)
+    for t in tids:
+        for k in range(basket_ends[t + 1] - 1, basket_ends[t] - 1, -1):
+            if baskets[k] <= a:
+                break
+            joint[baskets[k]] += 1
+    partners = np.flatnonzero(joint >= min_count)
+    slot = np.full(n_items, -1, np.int32)
+    slot[partners] = np.arange(len(partners))
+    bits = np.zeros((len(partners), (len(tids) + 63) // 64), np.uint64)
+    longest = 0
+    for q in range(len(tids)):
+        size = 0
+        for k in range(basket_ends[tids[q] + 1] - 1, basket_ends[tids[q]] - 1, -1):
+            if baskets[k] <= a:
+                break
+            p = slot[baskets[k]]
+            if p >= 0:
+                bits[p, q >> 6] |= np.uint64(1) << np.uint64(q & 63)
+                size += 1
+        longest = max(longest, size)
+    return partners, joint[partners], bits, longest
+
+
+@njit(cache=True)
 def _search(baskets, basket_ends, holders, holder_ends, min_count, max_len, out, limit):
     """Go below every item in turn: (parent, item, count, length) into `out`, depth first; returns how many.
 
@@ -176,70 +207,44 @@ def _search(baskets, basket_ends, holders, holder_ends, min_count, max_len, out,
     """
     parent, item, count, length = out
     n_items, n = len(holder_ends) - 1, 0
-    joint = np.zeros(n_items, np.int32)
     for a in range(n_items):
         tids = holders[holder_ends[a] : holder_ends[a + 1]]
-        node = n
         if n < len(parent):
             parent[n], item[n], count[n], length[n] = -1, a, len(tids), 1
         n += 1
         if max_len == 1:
             continue
-        # Which later items are in enough of the baskets that hold a? (Earlier ones have had their turn.)
-        joint[:] = 0
-        for t in tids:
-            for k in range(basket_ends[t + 1] - 1, basket_ends[t] - 1, -1):
-                if baskets[k] <= a:
-                    break
-                joint[baskets[k]] += 1
-        partners = np.flatnonzero(joint >= min_count)
-        # Those baskets, numbered from 0 and cut down to the partners: a row of bits for each partner.
-        slot = np.full(n_items, -1, np.int32)
-        slot[partners] = np.arange(len(partners))
-        words = (len(tids) + 63) // 64
-        first = np.zeros((len(partners), words), np.uint64)
-        longest = 0
-        for q in range(len(tids)):
-            size = 0
-            for k in range(basket_ends[tids[q] + 1] - 1, basket_ends[tids[q]] - 1, -1):
-                if baskets[k] <= a:
-                    break
-                p = slot[baskets[k]]
-                if p >= 0:
-                    first[p, q >> 6] |= np.uint64(1) << np.uint64(q & 63)
-                    size += 1
-            longest = max(longest, size)
-        # A stack of levels. Each holds the items that are frequent with the prefix so far, and their rows of bits.
-        depth = min(longest, max_len - 1)
+        partners, joint, first, longest = _conditional(baskets, basket_ends, tids, a, min_count, n_items)
+        # A stack of levels. Each holds the items that are frequent with the prefix so far, and their rows of bits;
+        # a level has fewer of them than the one above, and there are no more levels than items in a basket.
+        depth, words = min(longest, max_len - 1), first.shape[1]
         bits = np.empty((max(len(partners), 1) * max(depth, 1), words), np.uint64)
         items, counts = np.empty(len(bits), np.int32), np.empty(len(bits), np.int32)
-        bits[: len(partners)] = first
-        items[: len(partners)] = partners
-        counts[: len(partners)] = joint[partners]
+        bits[: len(partners)], items[: len(partners)], counts[: len(partners)] = first, partners, joint
         above, turn, end = np.empty(depth + 1, np.int32), np.empty(depth + 1, np.int32), np.empty(depth + 1, np.int32)
-        above[0], turn[0], end[0] = node, 0, len(partners)
+        above[0], turn[0], end[0] = n - 1, 0, len(partners)
         d = 0 if len(partners) else -1
         while d >= 0:
             if turn[d] == end[d]:
                 d -= 1
                 continue
-            x = turn[d]
+            x, top = turn[d], end[d]
             turn[d] += 1
             if n < len(parent):
                 parent[n], item[n], count[n], length[n] = above[d], items[x], counts[x], d + 2
             n += 1
             if n > limit:
                 return n
-            top = end[d]
-            if d + 1 < depth:
-                for y in range(x + 1, end[d]):  # the tid-lists of the prefix with x and of the prefix with y, cut
-                    c = 0
-                    for w in range(words):
-                        bits[top, w] = bits[x, w] & bits[y, w]
-                        c += _ones(bits[top, w])
-                    if c >= min_count:
-                        items[top], counts[top] = items[y], c
-                        top += 1
+            if d + 1 == depth:
+                continue
+            for y in range(x + 1, end[d]):  # the tid-lists of the prefix with x and of the prefix with y, cut
+                c = 0
+                for w in range(words):
+                    bits[top, w] = bits[x, w] & bits[y, w]
+                    c += _ones(bits[top, w])
+                if c >= min_count:
+                    items[top], counts[top] = items[y], c
+                    top += 1
             if top > end[d]:
                 above[d + 1], turn[d + 1], end[d + 1] = n - 1, end[d], top
                 d += 1
