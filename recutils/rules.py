@@ -4,7 +4,7 @@ Thresholds are compared with one quotient of two whole numbers, count / baskets 
 to the nearest float, as does whoever writes the threshold, so that no rounding decides about a rule on the boundary.
 """
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -79,10 +79,10 @@ def association_rules(
     found = mine(baskets, min_support, max_len)
     links = list(found.links())
 
-    def count_without(rows: np.ndarray, length: int, gone: Iterable[int]) -> np.ndarray:
+    def count_without(rows: np.ndarray, length: int, gone: Sequence[int]) -> np.ndarray:
         for up, place in enumerate(sorted(gone, reverse=True)):
             rows = links[length - 1 - up][rows, place]
-        return found.levels[length - 1 - len(set(gone))][2][rows]
+        return found.levels[length - 1 - len(gone)][2][rows]
 
     parts = []
     for length in range(2, len(found.levels) + 1):
