@@ -20,7 +20,7 @@ from torch_geometric.nn import GAT, GCN, GATConv, GCNConv, SAGEConv
 from recutils.data import Baskets
 from recutils.evaluate import rank_relevant
 from recutils.recommend import Recommender, keep_largest
-from recutils.rules import pair_counts
+from recutils.rules import pair_counts, shrunk_log_lift
 from recutils.settings import SEED, stage
 from recutils.text import best_device, train_steps
 
@@ -69,14 +69,6 @@ def build_item_graph(
         member = sparse.csr_matrix((np.ones(len(group), np.float32), (np.arange(len(group)), group)))
         edges["attribute"] = _without_diagonal(member @ member.T)
     return edges
-
-
-def shrunk_log_lift(both: Any, chance: Any) -> np.ndarray:
-    """log((n_ij + 1) / (E_ij + 1)) with n_ij joint baskets where chance would give E_ij; float32.
-
-    The ones hold back pairs of which little is known: 0 where nothing was expected and nothing seen.
-    """
-    return np.log((np.asarray(both) + 1) / (np.asarray(chance) + 1)).astype(np.float32)
 
 
 def nearest(vectors: np.ndarray, k: int) -> sparse.csr_matrix:

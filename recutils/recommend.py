@@ -4,14 +4,27 @@ A query is an open basket, its household and its moment (`Baskets`). Scores comp
 only; -inf means that the model has nothing to say about an item.
 """
 
+import copy
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+import pandas as pd
 from scipy import linalg, sparse
 
 from recutils.data import Baskets
-from recutils.rules import association_rules, firing, for_items, left_sides, pair_counts, with_groups
+from recutils.rules import (
+    association_rules,
+    firing,
+    for_items,
+    left_sides,
+    pair_counts,
+    shrunk_log_lift,
+    with_groups,
+)
+from recutils.settings import SEED, stage
 
 
 def top_k(scores: np.ndarray, k: int) -> np.ndarray:
@@ -21,9 +34,10 @@ def top_k(scores: np.ndarray, k: int) -> np.ndarray:
     """
     k = min(k, scores.shape[1])
     bound = np.partition(scores, -k, axis=1)[:, [-k]]  # (n_queries, 1), the k-th best score
-    # Of the items tied at the bound, only the first columns belong to the k.
-    above, tied = scores > bound, scores == bound
-    keep = above | (tied & (np.cumsum(tied, axis=1) <= k - above.sum(axis=1, keepdims=True)))
+    keep = scores >= bound
+    if keep.sum() > k * len(keep):  # of the items tied at the bound, only the first columns belong to the k
+        above, tied = scores > bound, scores == bound
+        keep = above | (tied & (np.cumsum(tied, axis=1) <= k - above.sum(axis=1, keepdims=True)))
     columns = np.nonzero(keep)[1].reshape(-1, k)
     best = np.take_along_axis(scores, columns, axis=1)
     order = np.argsort(-best, axis=1, kind="stable")
@@ -84,12 +98,24 @@ class Recommender(ABC):
         basket = sparse.csr_matrix(([1.0], ([0], [item])), shape=(1, self.n_items), dtype=np.float32)
         return self.recommend(Baskets(basket, np.array([-1]), np.array(["NaT"], "datetime64[ns]")), k)[0]
 
-    def _purchases(self, train: Baskets) -> sparse.csr_matrix:
-        """Training baskets of each household that hold each item: (n_households, n_items)."""
+    def _purchases(self, train: Baskets, weight: np.ndarray | None = None) -> sparse.csr_matrix:
+        """Training baskets of each household that hold each item, each weighing 1 or `weight` (n_baskets,).
+
+        (n_households, n_items).
+        """
         known = train.households >= 0
+        weight = np.ones(len(train)) if weight is None else weight
         shape = (self.n_households, len(train))
-        rows = sparse.csr_matrix((np.ones(known.sum()), (train.households[known], np.flatnonzero(known))), shape)
+        rows = sparse.csr_matrix((weight[known], (train.households[known], np.flatnonzero(known))), shape)
         return sparse.csr_matrix(rows @ train.matrix)
+
+    def _of_households(self, table: sparse.csr_matrix, queries: Baskets) -> np.ndarray:
+        """The row of `table` (n_households, n_items) of each query's household; -inf for 0 and for strangers."""
+        scores = np.full(queries.matrix.shape, -np.inf, dtype=np.float32)
+        known = self._known(queries)
+        rows = table[queries.households[known]].tocoo()
+        scores[known[rows.row], rows.col] = rows.data
+        return scores
 
     def _known(self, queries: Baskets) -> np.ndarray:
         """The rows of the queries whose household was there in training."""
@@ -126,6 +152,227 @@ class HouseholdFrequency(Recommender):
         scores = np.tile(self.share, (len(queries), 1))
         known = self._known(queries)
         scores[known] += self.counts[queries.households[known]].toarray()
+        return scores
+
+
+class HouseholdRecency(Recommender):
+    """What this household buys lately: score_i = sum of 0.5^(age / half_life) over its baskets with i, over all its.
+
+    `half_life` and a basket's age are in days before the end of training. Strangers and items it never bought: -inf.
+    """
+
+    def __init__(self, half_life: float = 90.0) -> None:
+        self.half_life = half_life
+
+    def _fit(self, train: Baskets) -> None:
+        fade = 0.5 ** (age_in_days(train) / self.half_life)
+        total = np.bincount(train.households[train.households >= 0], fade[train.households >= 0], self.n_households)
+        self.share = sparse.csr_matrix(sparse.diags(1 / np.maximum(total, 1e-9)) @ self._purchases(train, fade))
+
+    def _score(self, queries: Baskets) -> np.ndarray:
+        return self._of_households(self.share, queries)
+
+
+class OwnBaskets(Recommender):
+    """What was in this household's own baskets like the open one: score_i = sum over its baskets b with i of s(b).
+
+    s(b) = 0.5^(age / half_life) / sqrt(|b|) times the sum of log(N / n_j) over the items j in both; an empty basket
+    resembles none. Source: neighbours among sessions, after Jannach and Ludewig (2017), kept within the household.
+    """
+
+    def __init__(self, half_life: float = 120.0) -> None:
+        self.half_life = half_life
+
+    def _fit(self, train: Baskets) -> None:
+        order = np.argsort(train.households, kind="stable")
+        self.past = train.matrix[order]  # a household's baskets lie together
+        self.start = np.searchsorted(train.households[order], np.arange(self.n_households + 1))
+        size = np.maximum(np.diff(self.past.indptr), 1)
+        self.fade = 0.5 ** (age_in_days(train)[order] / self.half_life) / np.sqrt(size)
+        self.rarity = np.log(len(train) / np.maximum(np.asarray(train.matrix.sum(axis=0)).ravel(), 1))
+
+    def _score(self, queries: Baskets) -> np.ndarray:
+        known = self._known(queries)
+        first = self.start[queries.households[known]]
+        n = self.start[queries.households[known] + 1] - first
+        query = np.repeat(known, n)
+        past = np.repeat(first - np.cumsum(n) + n, n) + np.arange(n.sum())
+        both = queries.matrix[query].multiply(self.past[past]) @ self.rarity
+        weights = (both * self.fade[past], (query, past))
+        scores = (sparse.csr_matrix(weights, (len(queries), self.past.shape[0])) @ self.past).toarray()
+        scores[scores == 0] = -np.inf
+        return scores
+
+
+class TIFUKNN(Recommender):
+    """A household's items with their recency, smoothed by the households nearest to it.
+
+    Its baskets, latest first, are cut into groups of `group`. Within one a basket weighs `within`^place, a group
+    `across`^place; u is the mean of the groups' means. score = alpha u + (1 - alpha) (mean u of the `neighbours`
+    nearest households by Euclidean distance). The open basket is not read; strangers get the mean of all
+    households. Source: Hu et al. (2020).
+    """
+
+    def __init__(
+        self, group: int = 1, within: float = 1.0, across: float = 0.98, neighbours: int = 300, alpha: float = 0.9
+    ) -> None:
+        self.group, self.within, self.across, self.neighbours, self.alpha = group, within, across, neighbours, alpha
+
+    def _fit(self, train: Baskets) -> None:
+        table = pd.Series(train.timestamps).groupby(train.households)
+        back = (table.transform("size") - 1 - table.cumcount()).to_numpy()  # 0: a household's last basket
+        n = table.transform("size").to_numpy()
+        group, place = back // self.group, back % self.group
+        weight = self.within**place * self.across**group
+        weight /= np.minimum(self.group, n - group * self.group) * -(-n // self.group)
+        own = self._purchases(train, weight).toarray().astype(np.float32)  # (n_households, n_items)
+        square = (own**2).sum(axis=1)
+        distance = square[:, None] + square - 2 * own @ own.T
+        np.fill_diagonal(distance, np.inf)
+        k = min(self.neighbours, len(own) - 1)
+        near = np.argpartition(distance, k - 1, axis=1)[:, :k] if k else np.empty((len(own), 0), int)
+        mean = sparse.csr_matrix(
+            (np.full(near.size, 1 / max(k, 1), np.float32), near.ravel(), k * np.arange(len(own) + 1)),
+            (len(own), len(own)),
+        )
+        self.vectors = self.alpha * own + (1 - self.alpha) * (mean @ own)
+        self.everybody = own.mean(axis=0)
+
+    def _score(self, queries: Baskets) -> np.ndarray:
+        scores = np.tile(self.everybody, (len(queries), 1))
+        known = self._known(queries)
+        scores[known] = self.vectors[queries.households[known]]
+        return scores
+
+
+def age_in_days(train: Baskets) -> np.ndarray:
+    """How long before the last of them each basket was paid, in days (n_baskets,); 0 where the moment is unknown."""
+    age = (np.nanmax(train.timestamps) - train.timestamps) / np.timedelta64(1, "D")
+    return np.nan_to_num(age)
+
+
+class UserKNN(Recommender):
+    """What households like this one buy: r_ui = mean_u + sum_v w_uv (r_vi - mean_v) / sum_v |w_uv|.
+
+    r_ui = log(1 + purchases of i by u, each weighing 0.5^(age / half_life)); w_uv is the cosine of the centred
+    rows of r, over the `neighbours` households most like u. A stranger's open basket stands for its row.
+    Dense: two tables (n_households, n_items) of 4 bytes. Source: Resnick et al. (1994).
+    """
+
+    def __init__(self, neighbours: int = 100, half_life: float = 90.0) -> None:
+        self.neighbours, self.half_life = neighbours, half_life
+
+    def _fit(self, train: Baskets) -> None:
+        bought = self._purchases(train, 0.5 ** (age_in_days(train) / self.half_life))
+        ratings = np.log1p(bought.toarray()).astype(np.float32)  # (n_households, n_items)
+        self.mean = ratings.mean(axis=1)
+        self.centred = ratings - self.mean[:, None]
+        self.length = np.maximum(np.linalg.norm(self.centred, axis=1), 1e-9)
+        likeness = self.centred @ self.centred.T / self.length / self.length[:, None]
+        np.fill_diagonal(likeness, 0)
+        self.scores = self._predict(likeness, self.mean)
+
+    def _predict(self, likeness: np.ndarray, mean: np.ndarray) -> np.ndarray:
+        k = min(self.neighbours, likeness.shape[1])
+        bound = np.partition(np.abs(likeness), -k, axis=1)[:, [-k]]
+        likeness = np.where(np.abs(likeness) >= bound, likeness, 0)
+        total = np.maximum(np.abs(likeness).sum(axis=1, keepdims=True), 1e-9)
+        return mean[:, None] + likeness / total @ self.centred
+
+    def _score(self, queries: Baskets) -> np.ndarray:
+        known = self._known(queries)
+        scores = np.empty(queries.matrix.shape, dtype=np.float32)
+        scores[known] = self.scores[queries.households[known]]
+        strangers = np.setdiff1d(np.arange(len(queries)), known)
+        if len(strangers):
+            basket = queries.matrix[strangers].toarray() * np.log(2)
+            mean = basket.mean(axis=1)
+            basket -= mean[:, None]
+            length = np.maximum(np.linalg.norm(basket, axis=1, keepdims=True), 1e-9)
+            scores[strangers] = self._predict(basket @ self.centred.T / length / self.length, mean)
+        return scores
+
+
+class ALS(Recommender):
+    """Few numbers a household, few an item: score = (x_u + basket * x_q) . y_i.
+
+    Implicit-feedback factors of the household-item matrix (`implicit`): minimise sum c_ui (p_ui - x_u . y_i)^2 +
+    regularisation (|x|^2 + |y|^2), p = 1 where bought, c = 1 + confidence * log(1 + purchases). x_q solves the same
+    problem for the open basket with y held fast. Source: Hu, Koren and Volinsky (2008).
+    """
+
+    def __init__(
+        self,
+        factors: int = 128,
+        regularisation: float = 10.0,
+        confidence: float = 10.0,
+        basket: float = 1.0,
+        seed: int = SEED,
+    ) -> None:
+        self.factors, self.regularisation, self.confidence = factors, regularisation, confidence
+        self.basket, self.seed = basket, seed
+
+    def _fit(self, train: Baskets) -> None:
+        bought = self._purchases(train)
+        bought.data = np.log1p(bought.data)
+        self.of_households, self.of_items = _als(bought, self.factors, self.regularisation, self.confidence, self.seed)
+
+    def _score(self, queries: Baskets) -> np.ndarray:
+        taste = np.zeros((len(queries), self.factors), dtype=np.float32)
+        known = self._known(queries)
+        taste[known] = self.of_households[queries.households[known]]
+        y = self.of_items
+        square = y.T @ y + self.regularisation * np.eye(self.factors, dtype=np.float32)
+        c = self.confidence * np.log(2)
+        for row in range(len(queries)):
+            inside = y[queries.matrix.indices[queries.matrix.indptr[row] : queries.matrix.indptr[row + 1]]]
+            if len(inside):
+                x = np.linalg.solve(square + c * inside.T @ inside, (1 + c) * inside.sum(axis=0))
+                taste[row] += self.basket * x
+        return taste @ y.T
+
+
+def _als(
+    bought: sparse.csr_matrix, factors: int, regularisation: float, confidence: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    from implicit.cpu.als import AlternatingLeastSquares
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, "blas"):  # implicit has threads of its own
+        model = AlternatingLeastSquares(factors, regularisation, confidence, iterations=10, random_state=seed)
+        model.fit(bought.astype(np.float32), show_progress=False)
+    return model.user_factors, model.item_factors
+
+
+class FeatureFactors(Recommender):
+    """Q = H U V^T: a household's taste for an item through what is known of the item.
+
+    `features` H (n_items, width) map to few factors by U, which households V weigh. With R = log(1 + purchases),
+    each row of length 1, |R - V U^T H^T|^2 + regularisation |H U V^T|_H^2 has its least value in closed form: whiten
+    H, project R, cut the singular values (reduced-rank regression; Izenman, 1975). Items never sold get scores too.
+    Strangers: -inf.
+    """
+
+    def __init__(self, features: np.ndarray, factors: int = 64, regularisation: float = 1.0) -> None:
+        self.features, self.factors, self.regularisation = features, factors, regularisation
+
+    def _fit(self, train: Baskets) -> None:
+        ratings = self._purchases(train)
+        ratings.data = np.log1p(ratings.data)
+        length = np.sqrt(np.asarray(ratings.multiply(ratings).sum(axis=1)).ravel())
+        ratings = sparse.csr_matrix(sparse.diags(1 / np.maximum(length, 1e-9)) @ ratings)
+        h = self.features.astype(np.float64)
+        values, axes = np.linalg.eigh(h.T @ h + self.regularisation * np.eye(h.shape[1]))
+        white = axes / np.sqrt(values)  # (width, width): (H white)^T (H white) is I, but for the regularisation
+        left, weight, right = np.linalg.svd(ratings @ (h @ white), full_matrices=False)
+        k = self.factors
+        self.of_households = (left[:, :k] * weight[:k]).astype(np.float32)  # V
+        self.of_items = (h @ white @ right[:k].T).astype(np.float32)  # H U
+
+    def _score(self, queries: Baskets) -> np.ndarray:
+        scores = np.full(queries.matrix.shape, -np.inf, dtype=np.float32)
+        known = self._known(queries)
+        scores[known] = self.of_households[queries.households[known]] @ self.of_items.T
         return scores
 
 
@@ -268,3 +515,363 @@ class EmbeddingRecommender(Recommender):
             query[known] += self.household * self.taste[queries.households[known]]
         query /= np.maximum(np.linalg.norm(query, axis=1, keepdims=True), 1e-9)
         return query @ self.vectors.T + self.prior * self.popularity
+
+
+# ---------------------------------------------------------------------------------------------- two stages
+
+
+class Promoted(Recommender):
+    """What the shop advertises in the week of the query: score_i = above its usual exposure; nothing where it is not.
+
+    `exposure` (n_weeks, n_items) counts the places in which an item was advertised, a row a week from `monday`
+    (`data.promotion_weeks`); score = log(1 + exposure) minus its mean over the weeks of training. Leaflets are
+    printed before the week begins, so this is known when a basket is open. Weeks outside the table: -inf.
+    """
+
+    def __init__(self, exposure: np.ndarray, monday: pd.Timestamp) -> None:
+        self.exposure, self.monday = exposure, np.datetime64(monday)
+
+    def _fit(self, train: Baskets) -> None:
+        usual = np.log1p(self.exposure[np.unique(self._week(train.timestamps))]).mean(axis=0)
+        self.above = (np.log1p(self.exposure) - usual).astype(np.float32)
+
+    def _week(self, moments: np.ndarray) -> np.ndarray:
+        week = np.nan_to_num((moments - self.monday) / np.timedelta64(7, "D"), nan=-1)
+        return np.where((week >= 0) & (week < len(self.exposure)), week, -1).astype(int)
+
+    def _score(self, queries: Baskets) -> np.ndarray:
+        week = self._week(queries.timestamps)
+        scores = self.above[week]
+        scores[(scores == 0) | (week < 0)[:, None]] = -np.inf
+        return scores
+
+
+class HybridRanker(Recommender):
+    """Two stages: members propose candidates, boosted trees (LambdaMART) put them in order. Chapter 05.
+
+    - `members`: named recommenders; each proposes its best items, `quota` of them (a number, or one a name), and
+      gives two columns: its score, and the score standardised over all items it has scored for the query
+    - `labels`: baskets after training; from each, up to `hides` items are hidden in turn (and once all of them, so
+      that the trees know empty baskets), and the trees learn to put what was hidden first
+    - `groups`: a table (n_items rows) of labels, such as type and category: how many of the basket's items, and how
+      many of the household's, share the candidate's
+    - `numbers`: a table (n_items rows) of further item columns, such as the price
+
+    Items that no member proposes follow behind in the order of the member `behind`, so that every item has a
+    place. Source: Burges (2010); trees by LightGBM (Ke et al., 2017).
+    """
+
+    def __init__(
+        self,
+        members: Mapping[str, Recommender],
+        labels: Baskets,
+        groups: pd.DataFrame,
+        numbers: pd.DataFrame | None = None,
+        behind: str = "text",
+        quota: int | Mapping[str, int] = 50,
+        hides: int = 6,
+        trees: int = 150,
+        seed: int = SEED,
+    ) -> None:
+        if behind not in members:
+            raise ValueError(f"behind is {behind!r}; name one of the members: {', '.join(members)}.")
+        self.members, self.labels, self.groups, self.numbers = dict(members), labels, groups, numbers
+        self.behind, self.hides, self.trees, self.seed = behind, hides, trees, seed
+        self.quota = {name: quota if isinstance(quota, int) else quota[name] for name in members}
+
+    def _fit(self, train: Baskets) -> None:
+        for member in self.members.values():
+            member.fit(train)
+        self._know_items(train)
+        self._know_households(train)
+        self.learn(self.table(*hide_in_turn(self.labels, self.hides, self.seed), negatives=50))
+
+    def learn(self, table: "Candidates") -> Self:
+        """Grow the trees on a table of candidates; nothing else changes. What was grown is kept on disk."""
+        told = table.told.to_numpy(np.float32)
+        self.names, self.known_members = list(table.told), table.members
+        text = _grow_trees(told, table.wanted, np.bincount(table.rows), self.trees, self.seed)
+        import lightgbm
+
+        self.booster = lightgbm.Booster(model_str=text)
+        return self
+
+    def remember(self, train: Baskets) -> Self:
+        """A copy in which only what households did is learned anew, from `train`; nothing else changes."""
+        other = copy.copy(self)
+        other.n_households = int(train.households.max(initial=-1)) + 1
+        personal = (HouseholdFrequency, HouseholdRecency, OwnBaskets, TIFUKNN, UserKNN)
+        other.members = {
+            name: copy.copy(member).fit(train) if isinstance(member, personal) else member
+            for name, member in self.members.items()
+        }
+        other._know_households(train)
+        return other
+
+    def _know_items(self, train: Baskets) -> None:
+        matrix, size, age = train.matrix, np.diff(train.matrix.indptr), age_in_days(train)
+        sold = np.asarray(matrix.sum(axis=0)).ravel()
+        self.sold = sold > 0
+        lately = np.asarray(matrix[age < 28].sum(axis=0)).ravel()
+        buyers = self._purchases(train).tocsc()
+        again = np.add.reduceat(np.append(buyers.data > 1, 0), buyers.indptr[:-1]) * (np.diff(buyers.indptr) > 0)
+        self.of_items = {
+            "popularity": np.log1p(sold),
+            "trend": np.log((lately + 5) / (sold * np.mean(age < 28) + 5)),
+            "repeat": again / np.maximum(np.diff(buyers.indptr), 1),
+            "usual_size": (matrix.T @ size) / np.maximum(sold, 1),
+            **({} if self.numbers is None else {c: self.numbers[c].to_numpy(float) for c in self.numbers}),
+        }
+        slot = time_slot(train.timestamps)
+        share = np.bincount(slot + 1, minlength=13)[:, None] / len(train)  # row 0: moment unknown
+        rows = sparse.csr_matrix((np.ones(len(train)), (slot + 1, np.arange(len(train)))), (13, len(train)))
+        self.slots = np.log(((rows @ matrix).toarray() + 20 * share + 1e-9) / (share * (sold + 20) + 1e-9))
+        self.slots[0] = 0
+        self.codes = {c: pd.factorize(self.groups[c])[0] for c in self.groups}
+        self.one_hot = {c: sparse.csr_matrix(pd.get_dummies(v).to_numpy(np.float32)) for c, v in self.codes.items()}
+
+    def _know_households(self, train: Baskets) -> None:
+        bought = self._purchases(train)
+        n = np.bincount(train.households[train.households >= 0], minlength=self.n_households)
+        per = sparse.diags(1 / np.maximum(n, 1)) @ bought
+        self.of_households = {"baskets": n, "their_size": np.asarray(per.sum(axis=1)).ravel()}
+        self.of_households |= {f"their_{c}": (per @ m).toarray() for c, m in self.one_hot.items()}
+
+    def table(
+        self, queries: Baskets, wanted: sparse.csr_matrix | None = None, negatives: int | None = None
+    ) -> "Candidates":
+        """The candidates of all queries, in batches; `wanted` (n_queries, n_items) marks what was hidden.
+
+        With `negatives`, about that many candidates that were not wanted are drawn for each query, and queries
+        without a wanted candidate are left out: enough to learn from, never to measure with.
+        """
+        rng = np.random.default_rng(self.seed)
+        parts = []
+        for start in range(0, len(queries), 256):
+            part = queries[start : start + 256]
+            parts.append(self._table(part, None if wanted is None else wanted[start : start + 256], negatives, rng))
+            parts[-1].rows += start
+        return Candidates(
+            np.concatenate([p.rows for p in parts]),
+            np.concatenate([p.columns for p in parts]),
+            pd.concat([p.told for p in parts], ignore_index=True),
+            np.concatenate([p.wanted for p in parts]),
+            np.concatenate([p.proposed for p in parts]),
+            list(self.members),
+        )
+
+    def _table(
+        self, queries: Baskets, wanted: sparse.csr_matrix | None, negatives: int | None, rng: np.random.Generator
+    ) -> "Candidates":
+        scores = {name: without_basket(m.score(queries).copy(), queries) for name, m in self.members.items()}
+        proposed = np.zeros((len(scores), *queries.matrix.shape), dtype=bool)
+        for place, (name, score) in enumerate(scores.items()):
+            best = np.argpartition(-score, min(self.quota[name], score.shape[1] - 1), axis=1)[:, : self.quota[name]]
+            np.put_along_axis(proposed[place], best, np.isfinite(np.take_along_axis(score, best, axis=1)), axis=1)
+        proposed &= self.sold  # of an item never sold only the member `behind` may speak
+        mask = np.asarray(proposed.any(axis=0))
+        hidden = np.zeros(mask.shape, bool) if wanted is None else wanted.toarray() > 0
+        if negatives is not None:
+            drawn = rng.random(mask.shape) < negatives / np.maximum(mask.sum(axis=1, keepdims=True), 1)
+            mask &= (drawn | hidden) & (mask & hidden).any(axis=1, keepdims=True)
+        rows, columns = mask.nonzero()
+        told = pd.DataFrame(self._tell(queries, scores, rows, columns), dtype=np.float32)
+        return Candidates(rows, columns, told, hidden[rows, columns], proposed[:, rows, columns].T, list(scores))
+
+    def _tell(
+        self, queries: Baskets, scores: dict[str, np.ndarray], rows: np.ndarray, columns: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        told: dict[str, np.ndarray] = {}
+        for name, score in scores.items():
+            value = score[rows, columns]
+            value[np.isneginf(value)] = np.nan
+            finite = np.isfinite(score)
+            score[~finite] = 0
+            n = np.maximum(finite.sum(axis=1), 1)
+            mean = score.sum(axis=1) / n
+            square = np.einsum("ij,ij->i", score, score) / n - mean**2
+            told |= {name: value, f"{name}_z": (value - mean[rows]) / np.sqrt(np.maximum(square, 1e-12))[rows]}
+        size = np.diff(queries.matrix.indptr)
+        told |= {name: value[columns] for name, value in self.of_items.items()}
+        told |= {"slot": self.slots[time_slot(queries.timestamps)[rows] + 1, columns], "size": size[rows]}
+        for name, code in self.codes.items():
+            told[f"same_{name}"] = (queries.matrix @ self.one_hot[name]).toarray()[rows, code[columns]]
+        # A stranger is a household that has bought nothing: the last row, all zeros, is its.
+        known = (queries.households >= 0) & (queries.households < self.n_households)
+        house = np.where(known, queries.households, -1)[rows]
+        for name, value in self.of_households.items():
+            of = value[house] if value.ndim == 1 else value[house, self.codes[name.removeprefix("their_")][columns]]
+            told[name] = np.where(house >= 0, of, 0)
+        return told
+
+    def _score(self, queries: Baskets) -> np.ndarray:
+        scores = np.empty(queries.matrix.shape, dtype=np.float32)
+        for start in range(0, len(queries), 256):
+            part = queries[start : start + 256]
+            table = self._table(part, None, None, np.random.default_rng(self.seed))
+            behind = self.members[self.behind].score(part)
+            scores[start : start + 256] = behind - 100  # below every sum of leaves
+            if len(table.rows):
+                scores[start + table.rows, table.columns] = self.booster.predict(table.told[self.names].to_numpy())
+        return scores
+
+
+@dataclass
+class Candidates:
+    """Proposed (query, item) pairs, a row each, in order of query.
+
+    `rows`, `columns`: which query, which item; `told`: what the trees see (a column each); `wanted`: was it hidden;
+    `proposed` (n_candidates, n_members): by whom, in the order of `members`.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    told: pd.DataFrame
+    wanted: np.ndarray
+    proposed: np.ndarray
+    members: list[str]
+
+    def without(self, members: Collection[str], columns: Collection[str] = ()) -> "Candidates":
+        """As if these members were not there: their two columns and what only they proposed; and other columns."""
+        place = [i for i, name in enumerate(self.members) if name not in members]
+        gone = [f"{name}{end}" for name in members for end in ("", "_z")]
+        keep = self.proposed[:, place].any(axis=1)
+        told = self.told.drop(columns=[c for c in [*gone, *columns] if c in self.told])
+        rest = [name for name in self.members if name not in members]
+        parts = (self.rows[keep], self.columns[keep], told[keep], self.wanted[keep], self.proposed[keep][:, place])
+        return Candidates(*parts, rest)
+
+
+def hide_in_turn(baskets: Baskets, hides: int, seed: int = SEED) -> tuple[Baskets, sparse.csr_matrix]:
+    """Queries from baskets of three items or more: up to `hides` of them hidden one at a time, then all at once.
+
+    Returns the open baskets and what was hidden, a row a query; the queries of one basket lie together.
+    """
+    rng = np.random.default_rng(seed)
+    matrix = baskets.matrix
+    source: list[int] = []  # the basket of each query
+    hidden: list[np.ndarray] = []  # the places in matrix.indices that it hides
+    for row in np.flatnonzero(np.diff(matrix.indptr) >= 3):
+        places = np.arange(matrix.indptr[row], matrix.indptr[row + 1])
+        chosen = rng.permutation(places)[:hides].reshape(-1, 1)
+        hidden += [*chosen, places]
+        source += [int(row)] * (len(chosen) + 1)
+    query = np.repeat(np.arange(len(hidden)), [len(h) for h in hidden])
+    place = np.concatenate(hidden)
+    shape = (len(hidden), matrix.shape[1])
+    wanted = sparse.csr_matrix((np.ones(len(place), np.float32), (query, matrix.indices[place])), shape)
+    rest = sparse.csr_matrix(matrix[source] - wanted)
+    rest.eliminate_zeros()
+    return Baskets(rest, baskets.households[source], baskets.timestamps[source]), wanted
+
+
+def time_slot(moments: np.ndarray) -> np.ndarray:
+    """Twelve slots: the six quarters-of-four-hours of a weekday (0 to 5) or of a weekend (6 to 11); -1 unknown."""
+    times = pd.DatetimeIndex(moments)
+    slot = times.hour // 4 + 6 * (times.day_of_week >= 5)
+    return np.where(times.isna(), -1, slot).astype(int)
+
+
+@stage
+def _grow_trees(told: np.ndarray, wanted: np.ndarray, sizes: np.ndarray, trees: int, seed: int) -> str:
+    import lightgbm
+
+    ranker = lightgbm.LGBMRanker(
+        objective="lambdarank",
+        lambdarank_truncation_level=10,
+        n_estimators=trees,
+        learning_rate=0.08,
+        num_leaves=31,
+        min_child_samples=50,
+        subsample=0.8,
+        subsample_freq=1,
+        colsample_bytree=0.5,
+        reg_lambda=5,
+        max_bin=127,
+        n_jobs=2,
+        random_state=seed,
+        deterministic=True,
+        force_row_wise=True,
+        verbose=-1,
+    )
+    ranker.fit(told, wanted.astype(np.int8), group=sizes[sizes > 0])
+    return ranker.booster_.model_to_string()
+
+
+# ---------------------------------------------------------------------------------------------- bundles
+
+
+class BundleError(ValueError):
+    """No bundle meets what was asked for; the message says which wish to give up."""
+
+
+def cohesion(matrix: sparse.csr_matrix, popularity: float = 0.0, min_count: int = 5) -> sparse.csr_matrix:
+    """How well two items go together: c_ij = log((n_ij + 1) / (E_ij + 1)) + popularity * log(n_i n_j / N) / 2.
+
+    n_ij joint baskets where chance would give E_ij = n_i n_j / N; pairs in fewer than `min_count` baskets of
+    `matrix` (n_baskets, n_items), and pairs for which c would not be above 0, are not kept. csr (n_items, n_items).
+    """
+    counts = pair_counts(matrix).tocoo()
+    keep = (counts.data >= min_count) & (counts.row != counts.col)
+    row, column, both = counts.row[keep], counts.col[keep], counts.data[keep]
+    sold = np.asarray(matrix.sum(axis=0)).ravel().astype(float)
+    chance = sold[row] * sold[column] / matrix.shape[0]
+    value = shrunk_log_lift(both, chance) + popularity * np.log(np.maximum(chance, 1)) / 2
+    above = value > 0
+    return sparse.csr_matrix((value[above].astype(np.float32), (row[above], column[above])), counts.shape)
+
+
+def bundle_score(items: Sequence[int], pairs: sparse.csr_matrix) -> float:
+    """Cohesion of a set as a whole: the mean of c_ij over its pairs. `pairs` (n_items, n_items)."""
+    part = pairs[list(items)][:, list(items)]
+    return float(part.sum() / max(len(items) * (len(items) - 1), 1))
+
+
+def make_bundle(
+    seed: Sequence[int],
+    pairs: sparse.csr_matrix,
+    size: int = 4,
+    kinds: np.ndarray | None = None,
+    prices: np.ndarray | None = None,
+    budget: float | None = None,
+    departments: np.ndarray | None = None,
+    at_least: int = 1,
+    allowed: np.ndarray | None = None,
+    beam: int = 10,
+) -> list[int]:
+    """The set of `size` items around `seed` with the highest `bundle_score` that a beam search finds; the seed first.
+
+    - `kinds` (n_items,): no two items of one kind (substitutes), beyond those that the seed holds
+    - `prices` (n_items,) and `budget`: what is added costs no more in all; an unknown price (nan) is left out
+    - `departments` (n_items,) and `at_least`: how many different ones the whole set spans
+    - `allowed` (n_items,) bool: what may be added
+
+    Raises BundleError where the search finds no such set, ValueError for an empty seed or unknown items.
+    """
+    start = list(dict.fromkeys(int(i) for i in seed))
+    if not start or min(start) < 0 or max(start) >= pairs.shape[0]:
+        raise ValueError(f"The seed is {list(seed)}; give items from 0 to {pairs.shape[0] - 1}.")
+    n = pairs.shape[0]
+    free = np.ones(n, bool) if allowed is None else np.asarray(allowed, bool).copy()
+    cost = np.zeros(n) if budget is None or prices is None else np.where(np.isnan(prices), np.inf, prices)
+    limit = np.inf if budget is None else budget
+    kind = np.arange(n) if kinds is None else pd.factorize(kinds)[0]
+    place = np.zeros(n, int) if departments is None else pd.factorize(departments)[0]
+    sets: dict[frozenset, tuple[float, list[int]]] = {frozenset(start): (0.0, start)}
+    for left in range(size - len(start), 0, -1):
+        longer: dict[frozenset, tuple[float, list[int]]] = {}
+        for total, items in sets.values():
+            gain = np.asarray(pairs[items].sum(axis=0)).ravel()
+            may = free & ~np.isin(kind, kind[items]) & (cost <= limit - cost[items[len(start) :]].sum())
+            may[items] = False
+            if len(set(place[items])) + left - 1 < at_least:  # every place that is left must be a new department
+                may &= ~np.isin(place, place[items])
+            candidates = np.flatnonzero(may)
+            best = candidates[np.argsort(-gain[candidates], kind="stable")[:beam]]
+            longer |= {frozenset([*items, i]): (total + gain[i], [*items, int(i)]) for i in best}
+        sets = dict(sorted(longer.items(), key=lambda entry: -entry[1][0])[:beam])
+        if not sets:
+            wishes = {"budget": budget is not None, "kinds": kinds is not None, "at_least": at_least > 1}
+            asked = ", ".join([name for name, given in wishes.items() if given] + ["size"])
+            raise BundleError(f"No bundle of {size} items meets all wishes; ease one of: {asked}.")
+    return next(iter(sets.values()))[1]

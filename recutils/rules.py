@@ -150,6 +150,14 @@ def pair_counts(matrix: sparse.spmatrix) -> sparse.csr_matrix:
     return sparse.csr_matrix(x.T @ x)
 
 
+def shrunk_log_lift(both: Any, chance: Any) -> np.ndarray:
+    """log((n_ij + 1) / (E_ij + 1)) with n_ij joint baskets where chance would give E_ij; float32.
+
+    The ones hold back pairs of which little is known: 0 where nothing was expected and nothing seen.
+    """
+    return np.log((np.asarray(both) + 1) / (np.asarray(chance) + 1)).astype(np.float32)
+
+
 def left_sides(rules: pd.DataFrame, n_items: int) -> sparse.csr_matrix:
     """The antecedents as a 0/1 matrix (n_items, n_rules), for rules over the columns of a basket matrix."""
     sizes = rules["antecedents"].map(len).to_numpy(dtype=int)

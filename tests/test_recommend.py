@@ -1,6 +1,7 @@
 """One contract for every recommender, and each model against a known answer."""
 
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -9,8 +10,23 @@ from scipy import sparse
 from sklearn.linear_model import Ridge
 from sklearn.metrics.pairwise import cosine_similarity
 
-from recutils import evaluate, recommend
+from recutils import evaluate, recommend, sets
 from recutils.data import Baskets
+
+
+def hybrid():
+    """The two-stage ranker on the made-up shop; its labels are drawn from the sample's own first weeks."""
+    members = {
+        "ease": recommend.EASE(10.0),
+        "text": recommend.EmbeddingRecommender(VECTORS, prior=0.1),
+        "recency": recommend.HouseholdRecency(),
+        "own_baskets": recommend.OwnBaskets(),
+    }
+    rng = np.random.default_rng(1)
+    labels = baskets((rng.random((80, 30)) < 0.2).astype(int), rng.integers(40, size=80))
+    groups = pd.DataFrame({"kind": np.arange(30) % 10})
+    return recommend.HybridRanker(members, labels, groups, quota=10, trees=10)
+
 
 MODELS = {
     "popularity": recommend.Popularity,
@@ -18,6 +34,17 @@ MODELS = {
     "item_knn": recommend.ItemKNN,
     "ease": lambda: recommend.EASE(regularisation=10.0),
     "rules": lambda: recommend.RuleRecommender(min_support=0.01, min_confidence=0.05),
+    "recency": recommend.HouseholdRecency,
+    "own_baskets": recommend.OwnBaskets,
+    "user_knn": lambda: recommend.UserKNN(neighbours=10),
+    "tifu_knn": lambda: recommend.TIFUKNN(neighbours=5),
+    "als": lambda: recommend.ALS(factors=8),
+    "feature_factors": lambda: recommend.FeatureFactors(VECTORS, factors=4),
+    "promoted": lambda: recommend.Promoted(
+        np.random.default_rng(2).integers(3, size=(20, 30)), pd.Timestamp("2024-01-01")
+    ),
+    "set_transformer": lambda: sets.SetTransformer(VECTORS, steps=5, width=16),
+    "hybrid": hybrid,
     "embedding": lambda: recommend.EmbeddingRecommender(VECTORS, prior=0.1, household=0.5),
 }
 VECTORS = np.random.default_rng(0).normal(size=(30, 8))  # an item of the made-up shop each
@@ -92,7 +119,8 @@ def test_misuse_gets_one_clear_error(make, sample_split):
         model.similar_items(99)
 
 
-def test_toy_with_a_known_answer(make):
+@pytest.mark.parametrize("name", ["popularity", "household_frequency", "item_knn", "ease", "rules", "embedding"])
+def test_toy_with_a_known_answer(name):
     """Pasta in the basket: every model that looks at the basket offers sauce; the others do what they say."""
     of_its_size = {
         "RuleRecommender": lambda: recommend.RuleRecommender(0.1, 0.1),
@@ -100,6 +128,7 @@ def test_toy_with_a_known_answer(make):
             np.array([[1, 0], [1, 0], [0, 1], [0, 1], [-1, -1]])
         ),
     }
+    make = MODELS[name]
     model = of_its_size.get(type(make()).__name__, make)().fit(TOY)
     first = model.recommend(baskets([[0, 0, 1, 0, 0]], [1]), k=1)[0, 0]
     expected = {"Popularity": 0, "HouseholdFrequency": 4}.get(type(model).__name__, 3)
@@ -224,3 +253,215 @@ def test_predicted_popularity_is_ridge_regression(sample_split):
     sold = np.asarray(emptied.matrix.sum(axis=0)).ravel() > 0
     ridge = Ridge(alpha=1.0, fit_intercept=False).fit(model.vectors[sold], model.popularity[sold])
     np.testing.assert_allclose(model.popularity[~sold], ridge.predict(model.vectors[~sold]), rtol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------- households
+
+
+def diary(days, rows, households=None):
+    """Baskets on given days; the last of them is the end of training."""
+    made = baskets(np.array([list(map(int, row)) for row in rows]), households)
+    return replace(made, timestamps=np.datetime64("2024-01-01", "ns") + np.array(days) * np.timedelta64(1, "D"))
+
+
+def test_recency_and_own_baskets_by_hand():
+    train = diary([0, 10, 20], ["110", "011", "001"], [0, 0, 1])
+    query = baskets([[0, 1, 0], [0, 1, 0], [0, 0, 0]], [0, 1, 7])
+    scores = recommend.HouseholdRecency(half_life=10).fit(train).score(query)
+    np.testing.assert_allclose(scores[0], [1 / 3, 1, 2 / 3], rtol=1e-5)  # weights 1/4 and 1/2
+    assert (scores[1] == [-np.inf, -np.inf, 1]).all() and np.isneginf(scores[2]).all()
+    own = recommend.OwnBaskets(half_life=10).fit(train).score(query)
+    rarity = np.log(3 / 2)
+    np.testing.assert_allclose(own[0], rarity / np.sqrt(2) * np.array([0.25, 0.75, 0.5]), rtol=1e-5)
+    assert np.isneginf(own[1:]).all()  # nothing in common, nobody known
+
+
+def test_tifu_knn_is_the_published_recipe(sample_split):
+    train, group, within, across, k, alpha = sample_split.train, 3, 0.9, 0.6, 4, 0.3
+    model = recommend.TIFUKNN(group, within, across, k, alpha).fit(train)
+    vectors = []
+    for household in range(model.n_households):
+        own = train.matrix[train.households == household].toarray()[::-1]  # the last basket first
+        groups = [own[i : i + group] for i in range(0, len(own), group)]
+        means = [np.mean([within**j * b for j, b in enumerate(g)], axis=0) * across**i for i, g in enumerate(groups)]
+        vectors.append(np.mean(means, axis=0) if means else np.zeros(30))
+    vectors = np.array(vectors)
+    for household in (0, 5, 17):
+        far = np.linalg.norm(vectors - vectors[household], axis=1)
+        far[household] = np.inf
+        near = vectors[np.argsort(far)[:k]].mean(axis=0)
+        query = Baskets(sparse.csr_matrix((1, 30), dtype=np.float32), np.array([household]), np.zeros(1, "M8[ns]"))
+        np.testing.assert_allclose(model.score(query)[0], alpha * vectors[household] + (1 - alpha) * near, atol=1e-5)
+
+
+def test_user_knn_is_its_formula(sample_split):
+    train, k = sample_split.train, 6
+    model = recommend.UserKNN(neighbours=k, half_life=30).fit(train)
+    age = (train.timestamps.max() - train.timestamps) / np.timedelta64(1, "D")
+    r = np.zeros((model.n_households, 30))
+    for basket, household in enumerate(train.households):
+        r[household] += train.matrix[basket].toarray()[0] * 0.5 ** (age[basket] / 30)
+    r = np.log1p(r)
+    mean = r.mean(axis=1)
+    for u in (1, 8):
+        w = cosine_similarity(r - mean[:, None])[u]
+        w[u] = 0
+        near = np.argsort(-np.abs(w))[:k]
+        expected = mean[u] + sum(w[v] * (r[v] - mean[v]) for v in near) / np.abs(w[near]).sum()
+        query = Baskets(sparse.csr_matrix((1, 30), dtype=np.float32), np.array([u]), np.zeros(1, "M8[ns]"))
+        np.testing.assert_allclose(model.score(query)[0], expected, atol=1e-4)
+
+
+def test_als_folds_a_basket_in_exactly(sample_split):
+    model = recommend.ALS(factors=6, regularisation=0.5, confidence=2.0, basket=1.0).fit(sample_split.train)
+    query = baskets([[1, 0, 1] + [0] * 27], [-1])
+    weight = np.where(query.matrix.toarray()[0] > 0, 1 + 2 * np.log(2), 1)
+    ridge = Ridge(alpha=0.5, fit_intercept=False).fit(model.of_items, query.matrix.toarray()[0], sample_weight=weight)
+    np.testing.assert_allclose(model.score(query)[0], model.of_items @ ridge.coef_, atol=1e-4)
+
+
+def test_feature_factors_of_full_rank_are_ridge_regression(sample_split):
+    model = recommend.FeatureFactors(VECTORS, factors=8, regularisation=3.0).fit(sample_split.train)
+    ratings = np.log1p(model._purchases(sample_split.train).toarray())
+    ratings /= np.maximum(np.linalg.norm(ratings, axis=1, keepdims=True), 1e-9)
+    ridge = Ridge(alpha=3.0, fit_intercept=False).fit(VECTORS, ratings.T)
+    query = Baskets(sparse.csr_matrix((3, 30), dtype=np.float32), np.arange(3), np.zeros(3, "M8[ns]"))
+    np.testing.assert_allclose(model.score(query), ridge.predict(VECTORS).T[:3], atol=1e-5)
+    # Fewer factors can only fit worse, and the best ones are kept first.
+    errors = []
+    for k in (1, 2, 4, 8):
+        few = recommend.FeatureFactors(VECTORS, k, 1e-6).fit(sample_split.train)
+        errors.append(((ratings - few.of_households @ few.of_items.T) ** 2).sum())
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_promoted_by_hand():
+    exposure = np.array([[0, 3, 0], [0, 3, 1], [1, 3, 0]])
+    model = recommend.Promoted(exposure, pd.Timestamp("2024-01-01")).fit(diary([0, 8], ["110", "011"]))
+    scores = model.score(diary([15, 400], ["100", "100"]))
+    assert scores[0] == pytest.approx([np.log(2), -np.inf, -np.log(2) / 2]) and np.isneginf(scores[1]).all()
+
+
+# ---------------------------------------------------------------------------------------------- two stages
+
+
+def test_hide_in_turn():
+    train = baskets([[1, 1, 1, 1], [1, 1, 0, 0], [0, 1, 1, 1]], [4, 5, 6])
+    queries, wanted = recommend.hide_in_turn(train, hides=2)
+    assert queries.households.tolist() == [4, 4, 4, 6, 6, 6]  # the basket of two items is left out
+    assert wanted.sum(axis=1).A1.tolist() == [1, 1, 4, 1, 1, 3]
+    both = queries.matrix + wanted
+    np.testing.assert_array_equal(both.toarray(), train.matrix[[0, 0, 0, 2, 2, 2]].toarray())
+    assert (wanted[0] != wanted[1]).nnz == 2
+
+
+def test_the_ranker_puts_candidates_first_and_unsold_items_in_the_order_of_the_member_behind(sample_split):
+    matrix = sample_split.train.matrix.tolil()
+    matrix[:, [3, 7, 11]] = 0
+    train = replace(sample_split.train, matrix=sparse.csr_matrix(matrix))
+    model = hybrid().fit(train)
+    queries, _ = evaluate.hide_one(sample_split.test)
+    scores, behind = model.score(queries), model.members["text"].score(queries)
+    table = model.table(queries)
+    proposed = np.zeros(scores.shape, bool)
+    proposed[table.rows, table.columns] = True
+    assert not proposed[:, [3, 7, 11]].any() and proposed.sum(axis=1).min() >= 10
+    assert scores[proposed].min() > scores[~proposed].max()
+    np.testing.assert_allclose(scores[~proposed], behind[~proposed] - 100, rtol=1e-5)
+
+
+def test_a_family_can_be_left_out_and_histories_renewed(sample_split):
+    model = hybrid().fit(sample_split.train)
+    queries, wanted = recommend.hide_in_turn(sample_split.test, hides=2)
+    table = model.table(queries, wanted)
+    assert table.wanted.sum() <= wanted.sum() and set(np.unique(table.told["same_kind"])) >= {0.0, 1.0}
+    less = table.without(["ease"], ["popularity"])
+    assert not {"ease", "ease_z", "popularity"} & set(less.told) and less.members == list(model.members)[1:]
+    assert less.proposed.any(axis=1).all() and len(less.rows) < len(table.rows)
+    forgetful = model.remember(sample_split.train[:5])
+    assert forgetful.members["ease"] is model.members["ease"] and forgetful.of_households["baskets"].sum() == 5
+    assert model.of_households["baskets"].sum() == len(sample_split.train)
+    with pytest.raises(ValueError, match="name one of the members"):
+        recommend.HybridRanker({"ease": recommend.EASE()}, sample_split.test, pd.DataFrame())
+
+
+def test_a_full_basket_gets_nothing(make, sample_split):
+    model = make().fit(sample_split.train)
+    full = baskets(np.ones((1, 30)), [0])
+    assert (model.recommend(full, k=3) == -1).all()
+
+
+def test_two_stages_beat_each_member_on_the_store(journey_split):
+    """Three quick members; trees grown on the first two validation weeks, measured on the last two."""
+    middle = np.datetime64(journey_split.validation_start + pd.Timedelta(weeks=2))
+    early = journey_split.validation.timestamps < middle
+    late = replace(journey_split, validation=journey_split.validation[np.flatnonzero(~early)])
+    members = {
+        "item_knn": recommend.ItemKNN(None),
+        "recency": recommend.HouseholdRecency(),
+        "own_baskets": recommend.OwnBaskets(),
+    }
+    groups = journey_split.items[["category", "type"]]
+    labels = journey_split.validation[np.flatnonzero(early)]
+    model = recommend.HybridRanker(members, labels, groups, behind="item_knn", hides=2, trees=60)
+    result = evaluate.complete_the_basket(model.fit(journey_split.train), late, on="validation")
+    for member in model.members.values():
+        alone = evaluate.complete_the_basket(member, late, on="validation")
+        gain = result.values("ndcg@10") - alone.values("ndcg@10")
+        assert evaluate.bootstrap_ci(gain, result.households)[0] > 0.02
+
+
+def test_the_set_transformer_learns_planted_companions(sample_split):
+    model = sets.SetTransformer(None, steps=150, width=32).fit(sample_split.train)
+    place = {name: i for i, name in enumerate(sample_split.items["name"])}
+    lift = model.score(baskets(np.eye(30), np.full(30, -1)))
+    lift = lift - lift.mean(axis=0)  # what an item adds to the others, popularity apart
+    for cause, effect in (("pasta small", "sauce small"), ("tea small", "biscuit small")):
+        assert place[effect] in np.argsort(-lift[place[cause]])[:3], (cause, effect)
+
+
+# ---------------------------------------------------------------------------------------------- bundles
+
+
+def test_cohesion_by_hand():
+    train = baskets([[1, 1, 0]] * 6 + [[0, 0, 1]] * 4)
+    pairs = recommend.cohesion(train.matrix)
+    assert pairs.nnz == 2 and pairs[0, 1] == pytest.approx(np.log(7 / (3.6 + 1)))
+    assert recommend.cohesion(train.matrix, popularity=1.0)[0, 1] == pytest.approx(np.log(7 / 4.6) + np.log(3.6) / 2)
+    assert recommend.bundle_score([0, 1, 2], pairs) == pytest.approx(np.log(7 / 4.6) / 3)
+
+
+def test_bundles_are_the_best_that_meet_all_wishes():
+    rng = np.random.default_rng(3)
+    weights = np.triu(rng.random((12, 12)), 1)
+    pairs = sparse.csr_matrix(weights + weights.T)
+    kinds, prices, departments = np.arange(12) % 5, rng.random(12), np.arange(12) % 3
+    found = recommend.make_bundle(
+        [4], pairs, 4, kinds=kinds, prices=prices, budget=1.5, departments=departments, at_least=3, beam=200
+    )
+    best = max(
+        (
+            trio
+            for trio in combinations([i for i in range(12) if i != 4], 3)
+            if len(set(kinds[[4, *trio]])) == 4
+            and prices[list(trio)].sum() <= 1.5
+            and len(set(departments[[4, *trio]])) == 3
+        ),
+        key=lambda trio: recommend.bundle_score([4, *trio], pairs),
+    )
+    assert set(found) == {4, *best} and found[0] == 4
+    assert recommend.make_bundle([4, 6], pairs, 2) == [4, 6]
+    only = recommend.make_bundle([4], pairs, 3, allowed=np.arange(12) < 2)
+    assert set(only) == {4, 0, 1}
+
+
+def test_impossible_bundles_say_which_wish_to_ease():
+    pairs = sparse.csr_matrix(np.ones((4, 4)))
+    with pytest.raises(recommend.BundleError, match="budget"):
+        recommend.make_bundle([0], pairs, 3, prices=np.full(4, 5.0), budget=9.0)
+    with pytest.raises(recommend.BundleError, match="kinds"):
+        recommend.make_bundle([0], pairs, 3, kinds=np.zeros(4))
+    with pytest.raises(ValueError, match="from 0 to 3"):
+        recommend.make_bundle([9], pairs)
+    with pytest.raises(ValueError, match="from 0 to 3"):
+        recommend.make_bundle([], pairs)

@@ -24,7 +24,7 @@ from recutils import evaluate, settings
 ROOT = Path(__file__).resolve().parent.parent
 STAGE, HTML = ROOT / "_build" / "book", ROOT / "_build" / "html"
 PACKAGES = ["numpy", "scipy", "pandas", "pyarrow", "matplotlib", "torch", "torch-geometric", "transformers", "peft"]
-PACKAGES += ["mlxtend", "networkx", "numba", "jupyter-book"]
+PACKAGES += ["mlxtend", "networkx", "numba", "implicit", "lightgbm", "jupyter-book"]
 
 
 def pages() -> list[str]:
