@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export RECUTILS_CACHE ?= $(CURDIR)/.cache
 
-.PHONY: book test lab notebooks long format html bench clean
+.PHONY: book test lab notebooks long format html leaderboard bench clean
 
 book: .venv/book
 	rm -rf _build/notebooks _build/results
@@ -36,6 +36,9 @@ format: .venv/test
 
 html: .venv/book
 	$(BIN)/python tools/book.py html
+
+leaderboard: .venv/book
+	@$(BIN)/python tools/book.py leaderboard
 
 bench: .venv/bench
 	$(BIN)/python tests/benchmarks/mining.py

@@ -412,24 +412,6 @@ def promotion_exposure() -> pd.DataFrame:
     return pd.concat(found).groupby("key").max()
 
 
-@stage
-def promotion_weeks(store: Store, items: pd.DataFrame) -> np.ndarray:
-    """In how many places was each item of Complete Journey in the mailer, week by week? (n_weeks, len(items))
-
-    A place is a product in a store's leaflet; a row a week of the store from the first, read a batch at a time.
-    """
-    sold = store.transactions[["product_id", "item_id"]].drop_duplicates("product_id").sort_values("product_id")
-    products = sold["product_id"].to_numpy()
-    column = pd.Index(items["item_id"]).get_indexer(sold["item_id"])
-    counts = np.zeros((int(store.transactions["week"].max()), len(items) + 1))  # the last: no item of the table
-    for batch in pq.ParquetFile(_journey_file("promotions")).iter_batches(1 << 20):
-        product = np.asarray(batch["product_id"])
-        place = np.searchsorted(products, product).clip(max=len(products) - 1)
-        hit = (products[place] == product) & np.asarray(pc.not_equal(batch["mailer_location"], "0"))
-        np.add.at(counts, (np.asarray(batch["week"])[hit] - 1, column[place[hit]]), 1)
-    return counts[:, :-1]
-
-
 def _promotion_key(product: Any, shop: Any, week: Any) -> np.ndarray:
     return (np.asarray(product) << 24) + (np.asarray(shop) << 6) + np.asarray(week)
 

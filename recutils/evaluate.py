@@ -305,8 +305,12 @@ def read_results(folder: Path | None = None) -> pd.DataFrame:
 def leaderboard(
     results: pd.DataFrame, task: str = "complete_the_basket", metric: str = "ndcg@10", split: str = "test"
 ) -> pd.DataFrame:
-    """One task's models from worst to best on one metric: `model, value, low, high, n, chapter`; no long runs."""
+    """One task's models from worst to best on one metric: `model, value, low, high, n, chapter`; no long runs.
+
+    Where several chapters measured a model, the last one counts.
+    """
     wanted = {"task": task, "metric": metric, "split": split, "source": "notebook"}
     rows = results[(results[list(wanted)] == pd.Series(wanted)).all(axis=1)]
     columns = ["model", "value", "low", "high", "n", "chapter"]
+    rows = rows.sort_values("chapter", kind="stable").drop_duplicates("model", keep="last")
     return rows.sort_values("value")[columns].reset_index(drop=True)

@@ -237,6 +237,7 @@ class TIFUKNN(Recommender):
         )
         self.vectors = self.alpha * own + (1 - self.alpha) * (mean @ own)
         self.everybody = own.mean(axis=0)
+        self.vectors[~own.any(axis=1)] = self.everybody
 
     def _score(self, queries: Baskets) -> np.ndarray:
         scores = np.tile(self.everybody, (len(queries), 1))
@@ -256,40 +257,47 @@ class UserKNN(Recommender):
 
     r_ui = log(1 + purchases of i by u, each weighing 0.5^(age / half_life)); w_uv is the cosine of the centred
     rows of r, over the `neighbours` households most like u. A stranger's open basket stands for its row.
-    Dense: two tables (n_households, n_items) of 4 bytes. Source: Resnick et al. (1994).
+    Source: Resnick et al. (1994).
     """
 
     def __init__(self, neighbours: int = 100, half_life: float = 90.0) -> None:
         self.neighbours, self.half_life = neighbours, half_life
 
     def _fit(self, train: Baskets) -> None:
-        bought = self._purchases(train, 0.5 ** (age_in_days(train) / self.half_life))
-        ratings = np.log1p(bought.toarray()).astype(np.float32)  # (n_households, n_items)
-        self.mean = ratings.mean(axis=1)
-        self.centred = ratings - self.mean[:, None]
-        self.length = np.maximum(np.linalg.norm(self.centred, axis=1), 1e-9)
-        likeness = self.centred @ self.centred.T / self.length / self.length[:, None]
-        np.fill_diagonal(likeness, 0)
-        self.scores = self._predict(likeness, self.mean)
+        self.ratings = self._purchases(train, 0.5 ** (age_in_days(train) / self.half_life))
+        self.ratings.data = np.log1p(self.ratings.data)  # (n_households, n_items), 0 where never bought
+        self.mean, self.length = self._mean_and_length(self.ratings)
+        self.near = self._nearest(self.ratings, others=True)
 
-    def _predict(self, likeness: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    def _mean_and_length(self, rows: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+        mean = np.asarray(rows.mean(axis=1)).ravel()
+        square = np.asarray(rows.multiply(rows).sum(axis=1)).ravel() - rows.shape[1] * mean**2
+        return mean, np.sqrt(np.maximum(square, 1e-12))
+
+    def _nearest(self, rows: sparse.csr_matrix, others: bool = False) -> sparse.csr_matrix:
+        """w_uv / sum_v |w_uv| over the neighbours of each row: csr (n_rows, n_households)."""
+        mean, length = self._mean_and_length(rows)
+        likeness = (rows @ self.ratings.T).toarray() - rows.shape[1] * np.outer(mean, self.mean)
+        likeness /= np.outer(length, self.length)
+        if others:
+            np.fill_diagonal(likeness, 0)
         k = min(self.neighbours, likeness.shape[1])
         bound = np.partition(np.abs(likeness), -k, axis=1)[:, [-k]]
-        likeness = np.where(np.abs(likeness) >= bound, likeness, 0)
-        total = np.maximum(np.abs(likeness).sum(axis=1, keepdims=True), 1e-9)
-        return mean[:, None] + likeness / total @ self.centred
+        likeness[np.abs(likeness) < bound] = 0
+        return sparse.csr_matrix(likeness / np.maximum(np.abs(likeness).sum(axis=1, keepdims=True), 1e-9))
+
+    def _predict(self, near: sparse.csr_matrix, mean: np.ndarray) -> np.ndarray:
+        return (near @ self.ratings).toarray() + (mean - near @ self.mean)[:, None]
 
     def _score(self, queries: Baskets) -> np.ndarray:
         known = self._known(queries)
         scores = np.empty(queries.matrix.shape, dtype=np.float32)
-        scores[known] = self.scores[queries.households[known]]
+        household = queries.households[known]
+        scores[known] = self._predict(self.near[household], self.mean[household])
         strangers = np.setdiff1d(np.arange(len(queries)), known)
         if len(strangers):
-            basket = queries.matrix[strangers].toarray() * np.log(2)
-            mean = basket.mean(axis=1)
-            basket -= mean[:, None]
-            length = np.maximum(np.linalg.norm(basket, axis=1, keepdims=True), 1e-9)
-            scores[strangers] = self._predict(basket @ self.centred.T / length / self.length, mean)
+            rows = queries.matrix[strangers] * np.log(2)
+            scores[strangers] = self._predict(self._nearest(rows), self._mean_and_length(rows)[0])
         return scores
 
 
@@ -520,39 +528,14 @@ class EmbeddingRecommender(Recommender):
 # ---------------------------------------------------------------------------------------------- two stages
 
 
-class Promoted(Recommender):
-    """What the shop advertises in the week of the query: score_i = above its usual exposure; nothing where it is not.
-
-    `exposure` (n_weeks, n_items) counts the places in which an item was advertised, a row a week from `monday`
-    (`data.promotion_weeks`); score = log(1 + exposure) minus its mean over the weeks of training. Leaflets are
-    printed before the week begins, so this is known when a basket is open. Weeks outside the table: -inf.
-    """
-
-    def __init__(self, exposure: np.ndarray, monday: pd.Timestamp) -> None:
-        self.exposure, self.monday = exposure, np.datetime64(monday)
-
-    def _fit(self, train: Baskets) -> None:
-        usual = np.log1p(self.exposure[np.unique(self._week(train.timestamps))]).mean(axis=0)
-        self.above = (np.log1p(self.exposure) - usual).astype(np.float32)
-
-    def _week(self, moments: np.ndarray) -> np.ndarray:
-        week = np.nan_to_num((moments - self.monday) / np.timedelta64(7, "D"), nan=-1)
-        return np.where((week >= 0) & (week < len(self.exposure)), week, -1).astype(int)
-
-    def _score(self, queries: Baskets) -> np.ndarray:
-        week = self._week(queries.timestamps)
-        scores = self.above[week]
-        scores[(scores == 0) | (week < 0)[:, None]] = -np.inf
-        return scores
-
-
 class HybridRanker(Recommender):
     """Two stages: members propose candidates, boosted trees (LambdaMART) put them in order. Chapter 05.
 
     - `members`: named recommenders; each proposes its best items, `quota` of them (a number, or one a name), and
       gives two columns: its score, and the score standardised over all items it has scored for the query
     - `labels`: baskets after training; from each, up to `hides` items are hidden in turn (and once all of them, so
-      that the trees know empty baskets), and the trees learn to put what was hidden first
+      that the trees know empty baskets), and the trees learn to put what was hidden first; None: `fit` grows no
+      trees, `learn` does
     - `groups`: a table (n_items rows) of labels, such as type and category: how many of the basket's items, and how
       many of the household's, share the candidate's
     - `numbers`: a table (n_items rows) of further item columns, such as the price
@@ -564,12 +547,12 @@ class HybridRanker(Recommender):
     def __init__(
         self,
         members: Mapping[str, Recommender],
-        labels: Baskets,
+        labels: Baskets | None,
         groups: pd.DataFrame,
         numbers: pd.DataFrame | None = None,
         behind: str = "text",
         quota: int | Mapping[str, int] = 50,
-        hides: int = 6,
+        hides: int = 4,
         trees: int = 150,
         seed: int = SEED,
     ) -> None:
@@ -584,12 +567,13 @@ class HybridRanker(Recommender):
             member.fit(train)
         self._know_items(train)
         self._know_households(train)
-        self.learn(self.table(*hide_in_turn(self.labels, self.hides, self.seed), negatives=50))
+        if self.labels is not None:
+            self.learn(self.table(*hide_in_turn(self.labels, self.hides, self.seed), negatives=40))
 
     def learn(self, table: "Candidates") -> Self:
         """Grow the trees on a table of candidates; nothing else changes. What was grown is kept on disk."""
         told = table.told.to_numpy(np.float32)
-        self.names, self.known_members = list(table.told), table.members
+        self.names = list(table.told)
         text = _grow_trees(told, table.wanted, np.bincount(table.rows), self.trees, self.seed)
         import lightgbm
 
@@ -837,9 +821,13 @@ def make_bundle(
     departments: np.ndarray | None = None,
     at_least: int = 1,
     allowed: np.ndarray | None = None,
+    anchor: float = 1.0,
     beam: int = 10,
 ) -> list[int]:
     """The set of `size` items around `seed` with the highest `bundle_score` that a beam search finds; the seed first.
+
+    A pair with an item of the seed counts `anchor` times: above 1, items that go with each other must go with the
+    seed as well.
 
     - `kinds` (n_items,): no two items of one kind (substitutes), beyond those that the seed holds
     - `prices` (n_items,) and `budget`: what is added costs no more in all; an unknown price (nan) is left out
@@ -857,21 +845,32 @@ def make_bundle(
     limit = np.inf if budget is None else budget
     kind = np.arange(n) if kinds is None else pd.factorize(kinds)[0]
     place = np.zeros(n, int) if departments is None else pd.factorize(departments)[0]
-    sets: dict[frozenset, tuple[float, list[int]]] = {frozenset(start): (0.0, start)}
+    free &= ~np.isin(kind, kind[start])
+    free[start] = False
+    # A set so far: its cohesion, its items, what each item would add to it, what may still be added.
+    sets = [(0.0, start, anchor * np.asarray(pairs[start].sum(axis=0)).ravel(), free)]
     for left in range(size - len(start), 0, -1):
-        longer: dict[frozenset, tuple[float, list[int]]] = {}
-        for total, items in sets.values():
-            gain = np.asarray(pairs[items].sum(axis=0)).ravel()
-            may = free & ~np.isin(kind, kind[items]) & (cost <= limit - cost[items[len(start) :]].sum())
-            may[items] = False
+        longer: dict[frozenset, tuple[float, int, int]] = {}
+        for number, (total, items, gain, may) in enumerate(sets):
+            may = may & (cost <= limit - cost[items[len(start) :]].sum())
             if len(set(place[items])) + left - 1 < at_least:  # every place that is left must be a new department
                 may &= ~np.isin(place, place[items])
-            candidates = np.flatnonzero(may)
-            best = candidates[np.argsort(-gain[candidates], kind="stable")[:beam]]
-            longer |= {frozenset([*items, i]): (total + gain[i], [*items, int(i)]) for i in best}
-        sets = dict(sorted(longer.items(), key=lambda entry: -entry[1][0])[:beam])
-        if not sets:
+            best = np.flatnonzero(may)
+            if len(best) > beam:
+                best = best[np.argpartition(-gain[best], beam)[:beam]]
+            longer |= {frozenset([*items, int(i)]): (total + gain[i], number, int(i)) for i in best}
+        chosen = sorted(longer.values(), key=lambda entry: (-entry[0], entry[2]))[:beam]
+        if not chosen:
             wishes = {"budget": budget is not None, "kinds": kinds is not None, "at_least": at_least > 1}
             asked = ", ".join([name for name, given in wishes.items() if given] + ["size"])
             raise BundleError(f"No bundle of {size} items meets all wishes; ease one of: {asked}.")
-    return next(iter(sets.values()))[1]
+        sets = [
+            (
+                total,
+                [*sets[number][1], i],
+                sets[number][2] + pairs[i].toarray()[0],
+                sets[number][3] & (kind != kind[i]),
+            )
+            for total, number, i in chosen
+        ]
+    return sets[0][1]

@@ -80,8 +80,11 @@ class SetTransformer(Recommender):
 
     @torch.inference_mode()
     def _score(self, queries: Baskets) -> np.ndarray:
-        places, there = (part.to(best_device()) for part in padded(queries.matrix))
-        return self.encoder(places, there).float().cpu().numpy()
+        scores = np.empty(queries.matrix.shape, dtype=np.float32)
+        for start in range(0, len(queries), 64):  # attention takes memory by the square of the longest basket
+            places, there = (part.to(best_device()) for part in padded(queries.matrix[start : start + 64]))
+            scores[start : start + 64] = self.encoder(places, there).float().cpu().numpy()
+        return scores
 
 
 @stage

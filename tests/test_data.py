@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
 from sample import FOLDER, draw, write
@@ -323,15 +322,3 @@ def test_profile(monkeypatch):
     monkeypatch.setenv("RECUTILS_PROFILE", "fast")
     with pytest.raises(ValueError, match="'auto', 'cpu', 'gpu' or 'long'"):
         settings.profile()
-
-
-def test_promotion_weeks_are_the_rows_of_the_package(journey, journey_split):
-    counts = data.promotion_weeks(journey, journey_split.items)
-    assert counts.shape == (53, len(journey_split.items))
-    sold = journey.transactions.drop_duplicates("product_id").set_index("product_id")["item_id"]
-    column = int(counts.sum(axis=0).argmax())
-    products = sold.index[sold == journey_split.items["item_id"][column]]
-    rows = pq.read_table(data._journey_file("promotions"), filters=[("product_id", "in", list(products))]).to_pandas()
-    expected = rows[rows["mailer_location"].astype(str) != "0"].groupby("week").size()
-    np.testing.assert_array_equal(counts[expected.index - 1, column], expected)
-    assert counts[:, column].sum() == expected.sum()

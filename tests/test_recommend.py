@@ -40,9 +40,6 @@ MODELS = {
     "tifu_knn": lambda: recommend.TIFUKNN(neighbours=5),
     "als": lambda: recommend.ALS(factors=8),
     "feature_factors": lambda: recommend.FeatureFactors(VECTORS, factors=4),
-    "promoted": lambda: recommend.Promoted(
-        np.random.default_rng(2).integers(3, size=(20, 30)), pd.Timestamp("2024-01-01")
-    ),
     "set_transformer": lambda: sets.SetTransformer(VECTORS, steps=5, width=16),
     "hybrid": hybrid,
     "embedding": lambda: recommend.EmbeddingRecommender(VECTORS, prior=0.1, household=0.5),
@@ -333,13 +330,6 @@ def test_feature_factors_of_full_rank_are_ridge_regression(sample_split):
         few = recommend.FeatureFactors(VECTORS, k, 1e-6).fit(sample_split.train)
         errors.append(((ratings - few.of_households @ few.of_items.T) ** 2).sum())
     assert errors == sorted(errors, reverse=True)
-
-
-def test_promoted_by_hand():
-    exposure = np.array([[0, 3, 0], [0, 3, 1], [1, 3, 0]])
-    model = recommend.Promoted(exposure, pd.Timestamp("2024-01-01")).fit(diary([0, 8], ["110", "011"]))
-    scores = model.score(diary([15, 400], ["100", "100"]))
-    assert scores[0] == pytest.approx([np.log(2), -np.inf, -np.log(2) / 2]) and np.isneginf(scores[1]).all()
 
 
 # ---------------------------------------------------------------------------------------------- two stages

@@ -1,7 +1,8 @@
 """Render the book, and keep the table and the picture of README.md in step with the notebooks.
 
 python tools/book.py html [NOTEBOOKS]   render to _build/html from a folder of executed notebooks
-python tools/book.py table              write the leaderboard of data/results into README.md
+python tools/book.py readme             write the leaderboard of data/results into README.md, and its picture
+python tools/book.py leaderboard        print the tables of all models on the three tasks
 """
 
 import base64
@@ -81,10 +82,10 @@ def html(notebooks: Path) -> None:
     print(f"The book: {HTML / 'index.html'}")
 
 
-def table() -> str:
-    """The main task's leaderboard in Markdown, best model first."""
-    board = evaluate.leaderboard(evaluate.read_results(ROOT / "data" / "results")).iloc[::-1]
-    lines = ["| model | NDCG@10 | 95 % interval | chapter |", "|---|---|---|---|"]
+def table(task: str = "complete_the_basket", metric: str = "ndcg@10") -> str:
+    """A task's leaderboard in Markdown, best model first; by default the main task's."""
+    board = evaluate.leaderboard(evaluate.read_results(ROOT / "data" / "results"), task, metric).iloc[::-1]
+    lines = [f"| model | {metric.upper()} | 95 % interval | chapter |", "|---|---|---|---|"]
     for row in board.itertuples():
         lines.append(f"| `{row.model}` | {row.value:.3f} | {row.low:.3f} to {row.high:.3f} | {row.chapter[:2]} |")
     return "\n".join(lines)
@@ -113,5 +114,8 @@ if __name__ == "__main__":
         html(Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "notebooks")
     elif sys.argv[1:] == ["readme"]:
         readme()
+    elif sys.argv[1:] == ["leaderboard"]:
+        for task, metric in (("complete_the_basket", "ndcg@10"), ("next_basket", "ndcg@10"), ("cold_items", "hr@50")):
+            print(f"{task}\n\n{table(task, metric)}\n")
     else:
         sys.exit(__doc__)
