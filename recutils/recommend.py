@@ -431,7 +431,7 @@ class EASE(Recommender):
         self.regularisation = regularisation
 
     def _fit(self, train: Baskets) -> None:
-        gram = pair_counts(train.matrix).toarray().astype(np.float64, order="F")  # (n_items, n_items)
+        gram = pair_counts(train.matrix).astype(np.float64).toarray(order="F")  # (n_items, n_items)
         gram[np.diag_indices_from(gram)] += self.regularisation
         factor, _ = linalg.lapack.dpotrf(gram, lower=1, overwrite_a=1)  # gram = L L^T
         inverse, _ = linalg.lapack.dpotri(factor, lower=1, overwrite_c=1)  # its lower half
@@ -553,7 +553,7 @@ class HybridRanker(Recommender):
         behind: str = "text",
         quota: int | Mapping[str, int] = 50,
         hides: int = 4,
-        trees: int = 150,
+        trees: int = 100,
         seed: int = SEED,
     ) -> None:
         if behind not in members:
@@ -764,7 +764,7 @@ def _grow_trees(told: np.ndarray, wanted: np.ndarray, sizes: np.ndarray, trees: 
         objective="lambdarank",
         lambdarank_truncation_level=10,
         n_estimators=trees,
-        learning_rate=0.08,
+        learning_rate=0.12,
         num_leaves=31,
         min_child_samples=50,
         subsample=0.8,

@@ -81,9 +81,9 @@ class SetTransformer(Recommender):
     @torch.inference_mode()
     def _score(self, queries: Baskets) -> np.ndarray:
         scores = np.empty(queries.matrix.shape, dtype=np.float32)
-        for start in range(0, len(queries), 64):  # attention takes memory by the square of the longest basket
-            places, there = (part.to(best_device()) for part in padded(queries.matrix[start : start + 64]))
-            scores[start : start + 64] = self.encoder(places, there).float().cpu().numpy()
+        for start in range(0, len(queries), 128):  # attention takes memory by the square of the longest basket
+            places, there = (part.to(best_device()) for part in padded(queries.matrix[start : start + 128]))
+            scores[start : start + 128] = self.encoder(places, there).float().cpu().numpy()
         return scores
 
 

@@ -165,6 +165,8 @@ def test_results_are_kept_only_where_asked_and_make_the_leaderboard(sample_split
     assert {r["metric"] for r in kept} == {"hr@10", "ndcg@10", "mrr", "coverage@10"}
     board = evaluate.leaderboard(evaluate.read_results())
     assert board["model"].tolist() == ["popularity", "other"]
+    evaluate.save_results("100", [{**row, "chapter": "999"} for row in better])
+    assert evaluate.leaderboard(evaluate.read_results())["chapter"].tolist() == ["99", "999"]  # the last one counts
     assert board["value"].iloc[0] == pytest.approx(result.mean("ndcg@10"), abs=1e-6)
     assert (board["low"].iloc[0] < board["value"].iloc[0] < board["high"].iloc[0]) and isinstance(board, pd.DataFrame)
 
