@@ -322,8 +322,8 @@ class ALS(Recommender):
 
     def _fit(self, train: Baskets) -> None:
         bought = self._purchases(train)
-        bought.data = np.log1p(bought.data)
-        self.of_households, self.of_items = _als(bought, self.factors, self.regularisation, self.confidence, self.seed)
+        bought.data = 1 + self.confidence * np.log1p(bought.data)  # c_ui where p_ui is 1
+        self.of_households, self.of_items = _als(bought, self.factors, self.regularisation, self.seed)
 
     def _score(self, queries: Baskets) -> np.ndarray:
         taste = np.zeros((len(queries), self.factors), dtype=np.float32)
@@ -340,15 +340,14 @@ class ALS(Recommender):
         return taste @ y.T
 
 
-def _als(
-    bought: sparse.csr_matrix, factors: int, regularisation: float, confidence: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _als(weights: sparse.csr_matrix, factors: int, regularisation: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Factors of households and of items; stored `weights` are the c_ui of what was bought, all others are 1."""
     from implicit.cpu.als import AlternatingLeastSquares
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1, "blas"):  # implicit has threads of its own
-        model = AlternatingLeastSquares(factors, regularisation, confidence, iterations=10, random_state=seed)
-        model.fit(bought.astype(np.float32), show_progress=False)
+        model = AlternatingLeastSquares(factors, regularisation, alpha=1.0, iterations=10, random_state=seed)
+        model.fit(weights.astype(np.float32), show_progress=False)
     return model.user_factors, model.item_factors
 
 

@@ -61,8 +61,9 @@ class SetTransformer(Recommender):
     """A `SetEncoder` taught by masked items: half of a basket, at most, is hidden and named from the rest.
 
     Each step reads 512 random baskets of two items or more; the loss is the softmax over all items that do not lie
-    open, none sampled, shared among the hidden ones. The open basket is all it reads: no household, no hour.
-    What training found is kept on disk. Source: the masked items of BERT4Rec (Sun et al., 2019), without an order.
+    open, none sampled, shared among the hidden ones. The open basket is all it reads: no household, no hour, and
+    on an empty one it has nothing to say (-inf). What training found is kept on disk.
+    Source: the masked items of BERT4Rec (Sun et al., 2019), without an order.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class SetTransformer(Recommender):
         for start in range(0, len(queries), 128):  # attention takes memory by the square of the longest basket
             places, there = (part.to(best_device()) for part in padded(queries.matrix[start : start + 128]))
             scores[start : start + 128] = self.encoder(places, there).float().cpu().numpy()
+        scores[np.diff(queries.matrix.indptr) == 0] = -np.inf  # it was never taught an empty basket
         return scores
 
 

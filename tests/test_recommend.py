@@ -317,6 +317,22 @@ def test_als_folds_a_basket_in_exactly(sample_split):
     np.testing.assert_allclose(model.score(query)[0], model.of_items @ ridge.coef_, atol=1e-4)
 
 
+def test_als_weighs_what_its_formula_says():
+    """Converged factors of households solve their own weighted ridge regression, with c = 1 + confidence log(1 + n)."""
+    train = baskets((np.random.default_rng(5).random((60, 12)) < 0.3).astype(int), np.arange(60) % 8)
+    model = recommend.ALS(factors=3, regularisation=2.0, confidence=0.5).fit(train)
+    bought = model._purchases(train).toarray()
+    far = {}
+    for one in (0, 1):  # with the 1 of the formula, and without it
+        weight = np.where(bought > 0, one + 0.5 * np.log1p(bought), 1)
+        expected = [
+            Ridge(alpha=2.0, fit_intercept=False).fit(model.of_items, b > 0, sample_weight=w).coef_
+            for b, w in zip(bought, weight, strict=True)
+        ]
+        far[one] = np.abs(expected - model.of_households).max()
+    assert far[1] < far[0] / 5, far
+
+
 def test_feature_factors_of_full_rank_are_ridge_regression(sample_split):
     model = recommend.FeatureFactors(VECTORS, factors=8, regularisation=3.0).fit(sample_split.train)
     ratings = np.log1p(model._purchases(sample_split.train).toarray())
