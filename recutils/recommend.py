@@ -632,7 +632,8 @@ class HybridRanker(Recommender):
         parts = []
         for start in range(0, len(queries), 256):
             part = queries[start : start + 256]
-            parts.append(self._table(part, None if wanted is None else wanted[start : start + 256], negatives, rng))
+            hidden = None if wanted is None else wanted[start : start + 256]
+            parts.append(self._table(part, self._heard(part), hidden, negatives, rng))
             parts[-1].rows += start
         return Candidates(
             np.concatenate([p.rows for p in parts]),
@@ -643,10 +644,20 @@ class HybridRanker(Recommender):
             list(self.members),
         )
 
+    def _heard(self, queries: Baskets) -> dict[str, np.ndarray]:
+        """What each member says of every item: arrays of our own, which `_table` writes into."""
+        return {name: member.score(queries).copy() for name, member in self.members.items()}
+
     def _table(
-        self, queries: Baskets, wanted: sparse.csr_matrix | None, negatives: int | None, rng: np.random.Generator
+        self,
+        queries: Baskets,
+        scores: dict[str, np.ndarray],
+        wanted: sparse.csr_matrix | None = None,
+        negatives: int | None = None,
+        rng: np.random.Generator | None = None,
     ) -> "Candidates":
-        scores = {name: without_basket(m.score(queries).copy(), queries) for name, m in self.members.items()}
+        for score in scores.values():
+            without_basket(score, queries)
         proposed = np.zeros((len(scores), *queries.matrix.shape), dtype=bool)
         for place, (name, score) in enumerate(scores.items()):
             best = np.argpartition(-score, min(self.quota[name], score.shape[1] - 1), axis=1)[:, : self.quota[name]]
@@ -654,7 +665,7 @@ class HybridRanker(Recommender):
         proposed &= self.sold  # of an item never sold only the member `behind` may speak
         mask = np.asarray(proposed.any(axis=0))
         hidden = np.zeros(mask.shape, bool) if wanted is None else wanted.toarray() > 0
-        if negatives is not None:
+        if negatives is not None and rng is not None:
             drawn = rng.random(mask.shape) < negatives / np.maximum(mask.sum(axis=1, keepdims=True), 1)
             mask &= (drawn | hidden) & (mask & hidden).any(axis=1, keepdims=True)
         rows, columns = mask.nonzero()
@@ -691,9 +702,9 @@ class HybridRanker(Recommender):
         scores = np.empty(queries.matrix.shape, dtype=np.float32)
         for start in range(0, len(queries), 256):
             part = queries[start : start + 256]
-            table = self._table(part, None, None, np.random.default_rng(self.seed))
-            behind = self.members[self.behind].score(part)
-            scores[start : start + 256] = behind - 100  # below every sum of leaves
+            heard = self._heard(part)
+            scores[start : start + 256] = heard[self.behind] - 100  # below every sum of leaves
+            table = self._table(part, heard)
             if len(table.rows):
                 scores[start + table.rows, table.columns] = self.booster.predict(table.told[self.names].to_numpy())
         return scores
