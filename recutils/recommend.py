@@ -33,7 +33,7 @@ def top_k(scores: np.ndarray, k: int) -> np.ndarray:
     (n_queries, n_items) -> (n_queries, min(k, n_items)).
     """
     k = min(k, scores.shape[1])
-    bound = np.partition(scores, -k, axis=1)[:, [-k]]  # (n_queries, 1), the k-th best score
+    bound = -np.partition(-scores, k - 1, axis=1)[:, [k - 1]]  # (n_queries, 1), the k-th best; many -inf are no drag
     keep = scores >= bound
     if keep.sum() > k * len(keep):  # of the items tied at the bound, only the first columns belong to the k
         above, tied = scores > bound, scores == bound
@@ -531,7 +531,8 @@ class HybridRanker(Recommender):
     """Two stages: members propose candidates, boosted trees (LambdaMART) put them in order. Chapter 05.
 
     - `members`: named recommenders; each proposes its best items, `quota` of them (a number, or one a name), and
-      gives two columns: its score, and the score standardised over all items it has scored for the query
+      gives two columns: its score, and the score standardised over all items it has scored for the query; a member
+      that was fitted before it is passed in stays as it is
     - `labels`: baskets after training; from each, up to `hides` items are hidden in turn (and once all of them, so
       that the trees know empty baskets), and the trees learn to put what was hidden first; None: `fit` grows no
       trees, `learn` does
@@ -560,10 +561,11 @@ class HybridRanker(Recommender):
         self.members, self.labels, self.groups, self.numbers = dict(members), labels, groups, numbers
         self.behind, self.hides, self.trees, self.seed = behind, hides, trees, seed
         self.quota = {name: quota if isinstance(quota, int) else quota[name] for name in members}
+        self.to_fit = [name for name, member in members.items() if member.n_items is None]
 
     def _fit(self, train: Baskets) -> None:
-        for member in self.members.values():
-            member.fit(train)
+        for name in self.to_fit:
+            self.members[name].fit(train)
         self._know_items(train)
         self._know_households(train)
         if self.labels is not None:

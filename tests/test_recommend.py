@@ -387,6 +387,11 @@ def test_a_family_can_be_left_out_and_histories_renewed(sample_split):
     forgetful = model.remember(sample_split.train[:5])
     assert forgetful.members["ease"] is model.members["ease"] and forgetful.of_households["baskets"].sum() == 5
     assert model.of_households["baskets"].sum() == len(sample_split.train)
+    known = recommend.EASE(10.0).fit(sample_split.train[:50])
+    weights, two = known.weights, {"ease": known, "recency": recommend.HouseholdRecency()}
+    model = recommend.HybridRanker(two, None, model.groups, behind="ease").fit(sample_split.train)
+    assert model.fit(sample_split.train).members["ease"].weights is weights  # fitted before: stays as it is
+    assert model.members["recency"].n_households == model.n_households  # both times fitted anew
     with pytest.raises(ValueError, match="name one of the members"):
         recommend.HybridRanker({"ease": recommend.EASE()}, sample_split.test, pd.DataFrame())
 
