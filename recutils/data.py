@@ -75,6 +75,7 @@ class Baskets:
         return self.matrix.shape[0]
 
     def __getitem__(self, rows: Any) -> "Baskets":
+        rows = [rows] if isinstance(rows, (int, np.integer)) else rows  # one basket is a Baskets too
         return Baskets(self.matrix[rows], self.households[rows], self.timestamps[rows])
 
     def batches(self, size: int = 1024) -> Iterator["Baskets"]:

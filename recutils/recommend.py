@@ -646,6 +646,14 @@ class HybridRanker(Recommender):
             list(self.members),
         )
 
+    def look(self, queries: Baskets, items: np.ndarray) -> pd.DataFrame:
+        """What the trees would see of one item a query, `items` (n_queries,), proposed or not: a row a query."""
+        heard = self._heard(queries)
+        for score in heard.values():
+            without_basket(score, queries)
+        told = self._tell(queries, heard, np.arange(len(queries)), np.asarray(items))
+        return pd.DataFrame(told, dtype=np.float32)[self.names]
+
     def _heard(self, queries: Baskets) -> dict[str, np.ndarray]:
         """What each member says of every item: arrays of our own, which `_table` writes into."""
         return {name: member.score(queries).copy() for name, member in self.members.items()}
@@ -766,6 +774,30 @@ def time_slot(moments: np.ndarray) -> np.ndarray:
     times = pd.DatetimeIndex(moments)
     slot = times.hour // 4 + 6 * (times.day_of_week >= 5)
     return np.where(times.isna(), -1, slot).astype(int)
+
+
+def shop_members(words: np.ndarray, network: Recommender) -> dict[str, Recommender]:
+    """The nine members of the book's ranker: chapter 02's vectors, chapter 03's network, all else new."""
+    return {
+        "ease": EASE(100.0),
+        "item_knn": ItemKNN(None),
+        "rules": RuleRecommender(),
+        "text": EmbeddingRecommender(words),
+        "graph": network,
+        "share": HouseholdRecency(100_000),  # never fades
+        "recency": HouseholdRecency(90),
+        "lately": HouseholdRecency(30),
+        "own_baskets": OwnBaskets(),
+    }
+
+
+def shop_ranker(
+    items: pd.DataFrame, prices: np.ndarray, members: Mapping[str, Recommender], labels: Baskets | None = None
+) -> HybridRanker:
+    """The book's ranker, not yet fitted: `shop_members`, how many each proposes, an item's groups and price."""
+    quota = dict(zip(members, (40, 30, 20, 10, 10, 40, 40, 20, 40), strict=True))
+    groups, numbers = items[["department", "category", "type"]], pd.DataFrame({"price": prices})
+    return HybridRanker(members, labels, groups, numbers, quota=quota)
 
 
 @stage

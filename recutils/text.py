@@ -261,12 +261,7 @@ def leave_one_out_loss(
 
     `vectors` (n, width) of the batch's distinct items; `baskets`: arrays of two or more of their rows.
     """
-    row = torch.as_tensor(np.concatenate(baskets), device=vectors.device)  # (n_pairs,)
-    owner = np.repeat(np.arange(len(baskets)), [len(b) for b in baskets])
-    basket = torch.as_tensor(owner, device=vectors.device)  # (n_pairs,)
-    own = vectors[row]  # (n_pairs, width)
-    total = torch.zeros(len(baskets), vectors.shape[1], device=vectors.device).index_add(0, basket, own)
-    query = functional.normalize(total[basket] - own, dim=1)  # (n_pairs, width)
+    row, basket, query = rest_of_basket(vectors, baskets)
     scores = scale * query @ vectors.T  # (n_pairs, n)
     if log_share is not None:
         scores = scores - log_share
@@ -275,6 +270,18 @@ def leave_one_out_loss(
     others = held[basket]  # (n_pairs, n): what the same basket holds is no negative
     others[torch.arange(len(row), device=vectors.device), row] = False
     return functional.cross_entropy(scores.masked_fill(others, -torch.inf), row)
+
+
+def rest_of_basket(
+    vectors: torch.Tensor, baskets: Sequence[np.ndarray]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """For every item of every basket: its row of `vectors`, its basket, and the normalised sum of the other vectors."""
+    row = torch.as_tensor(np.concatenate(baskets), device=vectors.device)  # (n_pairs,)
+    owner = np.repeat(np.arange(len(baskets)), [len(b) for b in baskets])
+    basket = torch.as_tensor(owner, device=vectors.device)  # (n_pairs,)
+    own = vectors[row]  # (n_pairs, width)
+    total = torch.zeros(len(baskets), vectors.shape[1], device=vectors.device).index_add(0, basket, own)
+    return row, basket, functional.normalize(total[basket] - own, dim=1)
 
 
 def draw_baskets(

@@ -1,0 +1,418 @@
+"""Explanations against sums that are known, libraries that do the same, and an endpoint that misbehaves."""
+
+import itertools
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from recutils import data, explain, recommend, text
+from recutils.data import Baskets
+
+
+def baskets(matrix, households=None):
+    n = len(matrix)
+    owners = np.zeros(n, int) if households is None else np.asarray(households)
+    return Baskets(sparse.csr_matrix(np.asarray(matrix), dtype=np.float32), owners, np.zeros(n, "M8[ns]"))
+
+
+# ---------------------------------------------------------------------------------------------- Shapley values
+
+
+def test_shapley_values_by_hand():
+    """The glove game: parts 0 and 1 are left gloves, part 2 a right one; a pair is worth 1 (1/6, 1/6, 2/3)."""
+    sets = explain.all_subsets(3)
+    worths = ((sets[:, 0] | sets[:, 1]) & sets[:, 2]).astype(float)
+    np.testing.assert_allclose(explain.shapley_values(worths), [1 / 6, 1 / 6, 2 / 3])
+    assert explain.occlusion(lambda s: ((s[:, 0] | s[:, 1]) & s[:, 2]).astype(float), 3).tolist() == [0, 0, 1]
+
+
+def test_shapley_values_equal_the_mean_over_all_orders():
+    rng = np.random.default_rng(0)
+    worths = rng.random((3, 16))
+    for row, values in zip(worths, explain.shapley_values(worths), strict=True):
+        total = np.zeros(4)
+        for order in itertools.permutations(range(4)):
+            before = 0
+            for part in order:
+                total[part] += row[before + 2**part] - row[before]
+                before += 2**part
+        np.testing.assert_allclose(values, total / 24)
+        assert values.sum() == pytest.approx(row[-1] - row[0])
+
+
+def test_sampled_shapley_values_come_near_and_sum_exactly():
+    worths = np.random.default_rng(1).random(32)
+
+    def worth(there):
+        return worths[(there * 2 ** np.arange(5)).sum(axis=1)]
+
+    exact, drawn = explain.shapley_values(worths), explain.sampled_shapley(worth, 5, orders=400)
+    assert drawn.sum() == pytest.approx(worths[-1] - worths[0])
+    np.testing.assert_allclose(drawn, exact, atol=0.03)
+
+
+def test_shapley_refuses_worths_that_are_no_power_of_two():
+    with pytest.raises(ValueError, match="one for each subset"):
+        explain.shapley_values(np.zeros(6))
+
+
+def test_walk_takes_the_most_important_first():
+    worths = explain.all_subsets(3) @ np.array([1.0, 4.0, 2.0])  # a sum: parts worth 1, 4 and 2
+    gone, come = explain.walk(worths[None], np.array([[1.0, 4.0, 2.0]]))
+    assert gone.tolist() == [[7, 3, 1, 0]] and come.tolist() == [[0, 4, 6, 7]]
+    worst = explain.walk(worths[None], np.array([[-1.0, -4.0, -2.0]]))[0]
+    assert worst.tolist() == [[7, 6, 4, 0]]
+
+
+# ---------------------------------------------------------------------------------------------- parts of a score
+
+
+@pytest.fixture(scope="module")
+def shop_models(sample_split):
+    rng = np.random.default_rng(0)
+    blocks = [rng.standard_normal((30, 4)), rng.standard_normal((30, 3))]
+    groups = np.arange(30) % 3
+    models = {
+        "ease": recommend.EASE(10.0),
+        "item_knn": recommend.ItemKNN(None),
+        "embedding": recommend.EmbeddingRecommender(rng.standard_normal((30, 8))),
+        "bilinear": explain.BilinearRecommender(blocks, groups, rank=2, steps=5),
+    }
+    return {name: model.fit(sample_split.train) for name, model in models.items()}
+
+
+@pytest.mark.parametrize("name", ["ease", "item_knn", "embedding", "bilinear"])
+def test_exact_contributions_sum_to_the_score(shop_models, sample_split, name):
+    model = shop_models[name]
+    basket = sample_split.test[int(np.argmax(np.diff(sample_split.test.matrix.indptr)))]
+    item = int(np.setdiff1d(np.arange(30), basket.matrix.indices)[3])
+    total = explain.basket_contributions(model, basket, item).sum()
+    if name == "bilinear":
+        total += model.parts(basket, item)[-1].sum() + model.bias[item]
+    assert total == pytest.approx(float(model.score(basket)[0, item]), rel=1e-4, abs=1e-5)
+
+
+def test_for_a_sum_occlusion_and_shapley_are_the_parts(shop_models, sample_split):
+    model = shop_models["ease"]
+    basket = sample_split.test[int(np.argmax(np.diff(sample_split.test.matrix.indptr)))]
+    item = int(np.setdiff1d(np.arange(30), basket.matrix.indices)[0])
+    worth, n = explain.basket_worth(model, basket, item), basket.matrix.nnz
+    parts = explain.basket_contributions(model, basket, item)
+    np.testing.assert_allclose(explain.occlusion(worth, n), parts, atol=1e-5)
+    np.testing.assert_allclose(explain.sampled_shapley(worth, n, orders=2), parts, atol=1e-5)
+
+
+def test_the_bilinear_model_learns_what_goes_with_what(sample_split):
+    """With a block of its own for each item it has to find the planted pairs; at rank 0 no group has a matrix."""
+    train = sample_split.train
+    model = explain.BilinearRecommender([np.eye(30)], np.zeros(30), rank=0, steps=150).fit(train)
+    assert not model.left.size and model.shared.shape == (60, 30)
+    place = {name: i for i, name in enumerate(sample_split.items["name"])}
+    lift = model.score(baskets(np.eye(30), np.full(30, -1)))
+    lift = lift - lift.mean(axis=0)
+    for cause, effect in (("pasta small", "sauce small"), ("tea small", "biscuit small")):
+        assert place[effect] in np.argsort(-lift[place[cause]])[:3], (cause, effect)
+
+
+# ---------------------------------------------------------------------------------------------- the ranker
+
+
+@pytest.fixture(scope="module")
+def ranked(sample_split):
+    """A two-stage ranker on the made-up shop, what explanations name, and an open basket of pasta, bread and tea."""
+    members = {
+        "ease": recommend.EASE(10.0),
+        "rules": recommend.RuleRecommender(min_support=0.005, min_confidence=0.1),
+        "text": recommend.EmbeddingRecommender(np.random.default_rng(0).standard_normal((30, 8))),
+        "recency": recommend.HouseholdRecency(),
+    }
+    rng = np.random.default_rng(1)
+    labels = baskets((rng.random((80, 30)) < 0.2).astype(int), rng.integers(40, size=80))
+    groups = pd.DataFrame({"kind": np.arange(30) % 10})
+    model = recommend.HybridRanker(members, labels, groups, quota=10, trees=10).fit(sample_split.train)
+    names = sample_split.items["name"].tolist()
+    past = model._purchases(sample_split.train)
+    visits = np.bincount(sample_split.train.households, minlength=past.shape[0])
+    basket = np.zeros((1, 30))
+    basket[0, [names.index(n) for n in ("pasta small", "bread small", "tea small")]] = 1
+    return model, explain.Shop(names, past, visits), baskets(basket, [3])
+
+
+def test_tree_shap_sums_to_the_score_and_equals_the_library(ranked):
+    import shap
+
+    model, _, basket = ranked
+    told = model.look(basket[np.zeros(4, int)], np.array([5, 8, 11, 20]))
+    values, base = explain.tree_shap(model, told)
+    raw = model.booster.predict(told.to_numpy())
+    np.testing.assert_allclose(values.sum(axis=1) + base, raw, atol=1e-8)
+    np.testing.assert_allclose(values, shap.TreeExplainer(model.booster).shap_values(told), atol=1e-6)
+    assert {explain.family(c) for c in told} >= {"habits", "rules", "words", "the open basket", "context"}
+
+
+def test_an_item_looked_at_scores_as_it_does_among_the_candidates(ranked):
+    model, _, basket = ranked
+    scores = recommend.without_basket(model.score(basket).copy(), basket)[0]
+    best = recommend.top_k(scores[None], 3)[0]
+    told = model.look(basket[np.zeros(3, int)], best)
+    np.testing.assert_allclose(model.booster.predict(told.to_numpy()), scores[best], rtol=1e-5)
+
+
+def test_an_explanation_holds_only_what_was_measured(ranked, sample_split):
+    model, shop, basket = ranked
+    item = int(model.recommend(basket, 1)[0, 0])
+    found = explain.explain(model, basket, item, shop)
+    assert found.place == 1 and found.name == shop.names[item]
+    assert found.base + sum(found.evidence.values()) == pytest.approx(found.score)
+    assert found.score == pytest.approx(float(model.score(basket)[0, item]), rel=1e-5)
+    assert {i for i, _, _ in found.basket} == set(basket.matrix.indices.tolist())
+    theirs = sample_split.train[np.flatnonzero(sample_split.train.households == 3)]
+    assert (found.bought, found.visits) == (int(theirs.matrix[:, item].sum()), len(theirs))
+    for rule in found.rules:
+        left = [shop.names.index(n) for n in rule["if"]]
+        both = np.asarray(sample_split.train.matrix[:, [*left, item]].min(axis=1).todense()).ravel()
+        assert rule["support"] == pytest.approx(both.mean()) and set(left) <= set(basket.matrix.indices.tolist())
+    assert json.loads(json.dumps(found.to_dict()))["sentence"] == found.sentence
+    template, facts = explain.in_words(found)
+    assert found.sentence == template.format(*facts) and found.name in found.sentence
+
+
+def test_the_planted_rule_is_the_reason(ranked):
+    model, shop, basket = ranked
+    found = explain.explain(model.members["rules"], basket, shop.names.index("sauce small"), shop)
+    assert found.rules[0]["if"] == ["pasta small"] and found.rules[0]["confidence"] > 0.7
+    assert found.basket[0][1] == "pasta small" and "pasta small" in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("item", "message"), [(-1, "unknown"), (30, "unknown"), (4, "lies in the basket"), (None, "nothing to say")]
+)
+def test_what_cannot_be_explained_gets_one_clear_message(ranked, item, message):
+    model, shop, basket = ranked
+    if item is None:  # no rule speaks of it
+        model = model.members["rules"]
+        item = int(np.flatnonzero(np.isneginf(model.score(basket)[0]))[-1])
+    with pytest.raises(ValueError, match=message):
+        explain.explain(model, basket, item, shop)
+    with pytest.raises(ValueError, match="one at a time"):
+        explain.explain(model, basket[[0, 0]], 5, shop)
+
+
+def test_strangers_and_empty_baskets_get_an_explanation_too(ranked):
+    model, shop, _ = ranked
+    nobody = baskets(np.zeros((1, 30)), [-1])
+    found = explain.explain(model, nobody, int(model.recommend(nobody, 1)[0, 0]), shop)
+    assert (found.bought, found.visits, found.basket, found.instead) == (0, 0, [], None)
+    assert found.sentence.startswith("We offer")
+
+
+def test_counterfactuals_are_the_smallest_and_hold(shop_models, sample_split):
+    model = shop_models["ease"]
+    tried = 0
+    for n in range(len(sample_split.test)):
+        basket = sample_split.test[n]
+        if not 3 <= basket.matrix.nnz <= 6:
+            continue
+        first = int(model.recommend(basket, 1)[0, 0])
+        found = explain.counterfactual(model, basket, most=2)
+        columns = basket.matrix.indices
+
+        def offer(removed, basket=basket, columns=columns):
+            scores = model.score(explain.without_items(basket, ~np.isin(columns, removed)[None]))[0]
+            scores[columns] = -np.inf
+            return int(np.argmax(scores))
+
+        changing = [s for k in (1, 2) for s in itertools.combinations(columns, k) if offer(s) != first]
+        if found is None:
+            assert not changing
+        else:
+            assert offer(found.removed) == found.offer != first
+            assert len(found.removed) == min(map(len, changing))
+            tried += 1
+    assert tried > 5
+
+
+# ---------------------------------------------------------------------------------------------- texts
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return text.load_encoder()
+
+
+FIELDS = [["grocery", "pasta sauce", "mainstream", "private", "26 oz"], ["produce", "berries", "strawberries", "", ""]]
+
+
+def test_tokens_are_given_to_their_fields(encoder):
+    inputs, owner = explain.field_tokens(encoder, FIELDS)
+    for row, fields in enumerate(FIELDS):
+        for number, part in enumerate(fields):
+            ids = inputs["input_ids"][row].cpu().numpy()[owner[row] == number]
+            assert encoder.tokenizer.decode(ids) == part
+    assert explain.by_field(np.ones(owner.shape), owner, 5)[1, 3:].tolist() == [0, 0]
+
+
+def test_shapley_values_of_fields_agree_with_shap(encoder):
+    import shap
+
+    question = text.encode(encoder, ["spaghetti", "cream"])
+    worths = explain.field_worths(lambda t: text.encode(encoder, t), question, FIELDS)
+    values = explain.shapley_values(worths)
+    whole = text.encode(encoder, [", ".join(f for f in row if f) for row in FIELDS])
+    np.testing.assert_allclose(values.sum(axis=1), (whole * question).sum(axis=1), atol=2e-3)
+    assert np.abs(values[1, 3:]).max() < 1e-6  # a field that is not there is owed nothing
+
+    def score(there):
+        return text.encode(encoder, explain.field_texts(FIELDS[0], there.astype(bool))) @ question[0]
+
+    kernel = shap.KernelExplainer(score, np.zeros((1, 5)), silent=True)
+    np.testing.assert_allclose(kernel.shap_values(np.ones((1, 5)), silent=True)[0], values[0], atol=5e-3)
+
+
+def test_integrated_gradients_are_complete(encoder):
+    """Special tokens and commas stay, so the sum is the step from the blank text's score to the whole one's."""
+    question = text.encode(encoder, ["spaghetti", "cream"])
+    few, many = (explain.integrated_gradients(encoder, question, FIELDS, steps=s).sum(axis=1) for s in (16, 128))
+    np.testing.assert_allclose(few, many, atol=0.05)
+    assert np.abs(explain.integrated_gradients(encoder, question, FIELDS)[1, 3:]).max() == 0
+
+
+def test_attention_hears_no_question_and_leaves_the_encoder_as_it_was(encoder):
+    before = encoder.model.config._attn_implementation
+    received = explain.attention_received(encoder, FIELDS)
+    assert (received >= 0).all() and (received.sum(axis=1) < 1).all() and received[1, 3] == 0
+    assert encoder.model.config._attn_implementation == before
+
+
+def test_randomised_layers_are_new_and_the_others_are_not(encoder):
+    other = explain.randomised(encoder, 2)
+    for depth, (old, new) in enumerate(zip(encoder.model.encoder.layer, other.model.encoder.layer, strict=True)):
+        same = bool((old.attention.self.query.weight == new.attention.self.query.weight).all())
+        assert same == (depth < len(encoder.model.encoder.layer) - 2)
+
+
+def test_the_second_task_learns_the_reason(sample_split):
+    """Two steps are no training; that it starts at what is usual, and moves, can be seen."""
+    texts = data.item_text(sample_split.items).to_list()
+    attributes = pd.DataFrame({"kind": [t.split()[-2] for t in texts]})
+    matcher = explain.attribute_matcher(texts, sample_split.train.matrix, attributes, weight=1.0, steps=2)
+    usual = matcher.usual["kind"]
+    chances = matcher.chances(sample_split.test.matrix)["kind"]
+    np.testing.assert_allclose(chances.sum(axis=1), 1, rtol=1e-5)
+    assert 0 < np.abs(chances - usual).max() < 0.3
+    found = matcher.matches(sample_split.test.matrix[:1], 4)
+    assert found["kind"] == pytest.approx(chances[0, matcher.codes["kind"][4]] / usual[matcher.codes["kind"][4]])
+
+
+# ---------------------------------------------------------------------------------------------- words
+
+TEMPLATE, FACTS = "We offer {0}: it goes with {1} in your basket.", ["pasta sauce, 26 oz", "spaghetti, 16 oz"]
+
+
+def test_a_faithful_rewrite_is_filled_with_the_facts():
+    found = explain.check_rewrite("Since you have been to the past baskets: {0} goes well with {1}.", TEMPLATE, FACTS)
+    assert found == "Since you have been to the past baskets: pasta sauce, 26 oz goes well with spaghetti, 16 oz."
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        ("We offer {0}: it goes with {1} and organic tomatoes.", "organic"),
+        ("We offer {0} for 2 dollars, it goes with {1}.", "'2'"),
+        ("We offer {0}, loved by most; it goes with {1}.", "loved"),
+        ("We offer {0}: it does not go with {1}.", "does"),
+        ("We offer {1}: it goes with {0} in your basket.", "stand as"),
+        ("We offer {0}.", "stand as"),
+        ("We offer {0}, {0}: it goes with {1}.", "stand as"),
+        ("We offer {0}: {1} {2}", "stand as"),
+        ("", "stand as none"),
+        ("<b>{0}</b> goes with {1}", "'<'"),
+        ("{0} goes with {1}, see http://x", "'/'"),
+        ("{0} goes with {1}. " + "It is so. " * 20, "twice as long"),
+        ("{0} goes with {1} 买", "'买'"),
+        ("{0} goes with {1} at half price", "half"),
+    ],
+)
+def test_a_rewrite_that_adds_drops_or_moves_a_fact_is_refused(answer, why):
+    with pytest.raises(explain.RewriteRefused, match=why.replace("'", ".")):
+        explain.check_rewrite(answer, TEMPLATE, FACTS)
+
+
+@pytest.fixture
+def endpoint(monkeypatch):
+    """A stand-in for a language model on this machine: it answers as `state` says, and keeps what came."""
+    state = {}
+
+    class Stub(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            state["heard"], state["key"], state["path"] = json.loads(body), self.headers["Authorization"], self.path
+            if "wait" in state:
+                time.sleep(state["wait"])
+            self.send_response(state.get("code", 200))
+            self.end_headers()
+            self.wfile.write(state["raw"])
+
+        def log_message(self, *args):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Stub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("RECUTILS_LLM_URL", f"http://127.0.0.1:{server.server_port}/v1")
+    monkeypatch.setenv("RECUTILS_LLM_KEY", "not-a-key")
+    yield state
+    server.shutdown()
+    server.server_close()
+
+
+def said(content):
+    return json.dumps({"choices": [{"message": {"content": content}}]}).encode()
+
+
+@pytest.fixture
+def found():
+    parts = [(4, "spaghetti, 16 oz", 0.4)]
+    return explain.Explanation(5, FACTS[0], 1, 1.0, 0.6, {}, parts, [], 0, 0, {}, None, TEMPLATE.format(*FACTS))
+
+
+def test_the_endpoint_sees_no_fact_and_its_faithful_words_are_used(endpoint, found):
+    endpoint["raw"] = said("Why not {0}? It goes with {1}.".replace("Why not", "Maybe"))
+    assert explain.rewrite(found) == ("Maybe pasta sauce, 26 oz? It goes with spaghetti, 16 oz.", None)
+    assert endpoint["path"] == "/v1/chat/completions" and endpoint["key"] == "Bearer not-a-key"
+    assert "spaghetti" not in json.dumps(endpoint["heard"]) and "{0}" in json.dumps(endpoint["heard"])
+
+
+@pytest.mark.parametrize(
+    ("state", "why"),
+    [
+        ({"raw": said("We offer {0}, organic and cheap, with {1}.")}, "refused"),
+        ({"raw": said(None)}, "no text"),
+        ({"raw": said(["{0}", "{1}"])}, "no text"),
+        ({"raw": b"not json"}, "expected form"),
+        ({"raw": b"\xff\xfe"}, "expected form"),
+        ({"raw": b'{"choices": []}'}, "expected form"),
+        ({"raw": b"[1, 2]"}, "expected form"),
+        ({"raw": b"", "code": 500}, "answered 500"),
+        ({"raw": b"", "code": 401}, "answered 401"),
+        ({"raw": said("{0} {1}"), "wait": 1.0}, "did not answer"),
+    ],
+)
+def test_whatever_the_endpoint_does_the_sentence_stands(endpoint, found, state, why):
+    endpoint.update(state)
+    sentence, reason = explain.rewrite(found, timeout=0.3)
+    assert sentence == found.sentence and why in reason
+
+
+def test_without_an_endpoint_or_with_an_open_one_nothing_is_sent(found, monkeypatch):
+    monkeypatch.delenv("RECUTILS_LLM_URL", raising=False)
+    assert "no endpoint" in explain.rewrite(found)[1]
+    monkeypatch.setenv("RECUTILS_LLM_URL", "http://example.org/v1")
+    assert "not https" in explain.rewrite(found)[1]
+    monkeypatch.setenv("RECUTILS_LLM_URL", "http://127.0.0.1:9/v1")
+    assert "did not answer" in explain.rewrite(found)[1]
