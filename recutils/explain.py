@@ -28,10 +28,8 @@ from recutils.recommend import (
     ItemKNN,
     Recommender,
     RuleRecommender,
-    top_k,
-    without_basket,
 )
-from recutils.settings import SEED, stage
+from recutils.settings import SEED, release_memory, stage
 from recutils.text import (
     Encoder,
     best_device,
@@ -130,7 +128,8 @@ def basket_worth(model: Recommender, basket: Baskets, item: int) -> Worth:
         if isinstance(model, HybridRanker):
             told = model.look(queries, np.full(len(queries), item))
             return np.asarray(model.booster.predict(told.to_numpy()))
-        return model.score(queries)[:, item].astype(float)
+        score = model.score(queries)[:, item].astype(float)
+        return np.where(np.isneginf(score), 0.0, score)  # nothing to say: nothing offered
 
     return worth
 
@@ -174,19 +173,23 @@ def counterfactual(model: Recommender, basket: Baskets, most: int = 2) -> Counte
         sets = np.array(list(itertools.combinations(range(len(columns)), size)))
         there = np.ones((len(sets), len(columns)), bool)
         np.put_along_axis(there, sets, False, axis=1)
-        best = (-np.inf, -1, -1)
-        for start in range(0, len(sets), 256):
-            queries = without_items(basket, there[start : start + 256])
-            scores = without_basket(model.score(queries).copy(), queries)
+        parts = []
+        for start in range(0, len(sets), 256):  # bounded memory, however many pairs there are
+            scores = model.score(without_items(basket, there[start : start + 256])).copy()
             scores[:, columns] = -np.inf  # what was taken out is not offered back
-            offers = top_k(scores, 1)[:, 0]
-            gap = scores[np.arange(len(offers)), offers] - scores[:, first]
-            gap[offers == first] = -np.inf
-            place = int(np.argmax(gap))
-            best = max(best, (float(gap[place]), start + place, int(offers[place])))
-        if best[0] > -np.inf:
-            return Counterfactual([int(columns[p]) for p in sets[best[1]]], best[2])
+            parts.append(_offers(scores, first))
+        offers, gap = (np.concatenate(part) for part in zip(*parts, strict=True))
+        place = int(np.argmax(gap))
+        if gap[place] > -np.inf:
+            return Counterfactual([int(columns[p]) for p in sets[place]], int(offers[place]))
     return None
+
+
+def _offers(scores: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first offer of each row, and how far the old one has fallen behind it (-inf where it is still the first)."""
+    offers = scores.argmax(axis=1)
+    gap = scores[np.arange(len(offers)), offers] - scores[:, first]
+    return offers, np.where((offers == first) | np.isnan(gap), -np.inf, gap)
 
 
 # ---------------------------------------------------------------------------------------------- a bilinear model
@@ -364,22 +367,27 @@ def integrated_gradients(
     """
     from captum.attr import LayerIntegratedGradients
 
-    inputs, owner = field_tokens(encoder, fields)
-    there = torch.as_tensor(owner >= 0, device=encoder.device)
-    blank = torch.where(there, encoder.tokenizer.pad_token_id, inputs["input_ids"])
-    question = torch.as_tensor(asked, dtype=torch.float32, device=encoder.device)
-
     def cosine(ids: torch.Tensor, mask: torch.Tensor, question: torch.Tensor) -> torch.Tensor:
         hidden = encoder.model(input_ids=ids, attention_mask=mask).last_hidden_state
         return functional.cosine_similarity(pool(hidden, mask), question)
 
     method = LayerIntegratedGradients(cosine, encoder.model.embeddings.word_embeddings)
-    more = (inputs["attention_mask"], question)
-    with torch.enable_grad():
-        found = method.attribute(
-            inputs["input_ids"], blank, additional_forward_args=more, n_steps=steps, internal_batch_size=256
-        )
-    return by_field(found.sum(dim=2).detach().cpu().numpy(), owner, len(fields[0]))
+    found = []
+    for start in range(0, len(fields), 16):  # memory grows with examples times steps
+        part = fields[start : start + 16]
+        inputs, owner = field_tokens(encoder, part)
+        there = torch.as_tensor(owner >= 0, device=encoder.device)
+        blank = torch.where(there, encoder.tokenizer.pad_token_id, inputs["input_ids"])
+        question = torch.as_tensor(asked[start : start + 16], dtype=torch.float32, device=encoder.device)
+        more = (inputs["attention_mask"], question)
+        with torch.enable_grad():
+            slopes = method.attribute(
+                inputs["input_ids"], blank, additional_forward_args=more, n_steps=steps, internal_batch_size=32
+            )
+        found.append(by_field(slopes.sum(dim=2).detach().cpu().numpy(), owner, len(part[0])))
+    if len(fields) > 16:
+        release_memory()
+    return np.concatenate(found)
 
 
 @torch.inference_mode()
@@ -389,14 +397,18 @@ def attention_received(encoder: Encoder, fields: Sequence[Sequence[str]], layer:
     (n_items, n_fields). What many call an explanation; it knows neither the question nor a sign. Needs attention
     written out ("eager"), as `load_encoder` does on a CPU.
     """
-    inputs, owner = field_tokens(encoder, fields)
     before = encoder.model.config._attn_implementation
     encoder.model.set_attn_implementation("eager")
-    weights = encoder.model(**inputs, output_attentions=True).attentions[layer]  # (n, heads, asking, asked)
+    found = []
+    for start in range(0, len(fields), 64):
+        part = fields[start : start + 64]
+        inputs, owner = field_tokens(encoder, part)
+        weights = encoder.model(**inputs, output_attentions=True).attentions[layer]  # (n, heads, asking, asked)
+        mask = inputs["attention_mask"].float()
+        received = (weights.mean(dim=1) * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+        found.append(by_field(received.float().cpu().numpy(), owner, len(part[0])))
     encoder.model.set_attn_implementation(before)
-    mask = inputs["attention_mask"].float()
-    received = (weights.mean(dim=1) * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
-    return by_field(received.float().cpu().numpy(), owner, len(fields[0]))
+    return np.concatenate(found)
 
 
 def randomised(encoder: Encoder, layers: int, seed: int = SEED) -> Encoder:
@@ -582,7 +594,7 @@ def explain(model: Recommender, basket: Baskets, item: int, shop: Shop) -> Expla
     """Why `model` offers `item` (a column) to one open basket. Raises ValueError for what cannot be explained.
 
     For a `HybridRanker`: TreeSHAP by source of evidence, and the basket's items by occlusion; for others the
-    basket's items by `basket_contributions`. Baskets of more than 24 items: the first 24 are looked at one by one.
+    basket's items by `basket_contributions`. Of a basket of more than 16 items, the first 16 are looked at one by one.
     """
     n_items = basket.matrix.shape[1]
     if len(basket) != 1:
@@ -591,32 +603,37 @@ def explain(model: Recommender, basket: Baskets, item: int, shop: Shop) -> Expla
         raise ValueError(f"Item {item} is unknown; columns run from 0 to {n_items - 1}.")
     if item in basket.matrix.indices:
         raise ValueError(f"{shop.names[item]!r} lies in the basket already, so it is not offered.")
-    scores = without_basket(model.score(basket).copy(), basket)[0]
-    if np.isneginf(scores[item]):
-        raise ValueError(f"{type(model).__name__} has nothing to say about {shop.names[item]!r} here.")
-    columns = basket.matrix.indices[:24]
-    score, base, evidence = float(scores[item]), 0.0, {}
+    columns = basket.matrix.indices[:16]
+    there = np.ones((len(columns) + 1, basket.matrix.nnz), bool)  # the whole basket, and without each item
+    there[np.arange(1, len(there)), np.arange(len(columns))] = False
+    queries = without_items(basket, there)
+    base, evidence = 0.0, {}
     if isinstance(model, HybridRanker):
-        there = np.ones((len(columns) + 1, basket.matrix.nnz), bool)
-        there[np.arange(1, len(there)), np.arange(len(columns))] = False
-        told = model.look(without_items(basket, there), np.full(len(there), item))
-        values, bases = tree_shap(model, told)
+        table = model.table(queries, also=item)
+        scores = np.full((len(there), n_items), -np.inf)
+        scores[table.rows, table.columns] = model.booster.predict(table.told[model.names].to_numpy())
+        own = (table.rows == 0) & (table.columns == item)
+        values, bases = tree_shap(model, table.told.loc[own, model.names])
         sums = values.iloc[0].groupby([family(c) for c in values]).sum().sort_values(ascending=False)
-        worths = values.sum(axis=1).to_numpy() + bases
-        score, base = float(worths[0]), float(bases[0])
-        evidence = {str(n): float(v) for n, v in sums.items()}
-        added = worths[0] - worths[1:]
+        base, evidence = float(bases[0]), {str(n): float(v) for n, v in sums.items()}
+        added = scores[0, item] - scores[1:, item]
     else:
+        scores = model.score(queries).copy()
+        if np.isneginf(scores[0, item]):
+            raise ValueError(f"{type(model).__name__} has nothing to say about {shop.names[item]!r} here.")
         added = basket_contributions(model, basket, item)[: len(columns)]
+    scores[:, basket.matrix.indices] = -np.inf
     parts = [(int(c), shop.names[c], float(v)) for c, v in zip(columns, added, strict=True)]
+    firsts, gap = _offers(scores, int(scores[0].argmax()))
+    change = int(gap.argmax())
+    instead = None if gap[change] == -np.inf else (shop.names[columns[change - 1]], shop.names[firsts[change]])
     household = int(basket.households[0])
     known = 0 <= household < shop.past.shape[0]
-    change = counterfactual(model, basket, most=1)
     found = Explanation(
         item=item,
         name=shop.names[item],
-        place=int((scores > scores[item]).sum()) + 1,
-        score=score,
+        place=int((scores[0] > scores[0, item]).sum()) + 1,
+        score=float(scores[0, item]),
         base=base,
         evidence=evidence,
         basket=sorted(parts, key=lambda part: -part[2]),
@@ -624,7 +641,7 @@ def explain(model: Recommender, basket: Baskets, item: int, shop: Shop) -> Expla
         bought=int(shop.past[household, item]) if known else 0,
         visits=int(shop.visits[household]) if known else 0,
         matches={} if shop.matcher is None else shop.matcher.matches(basket.matrix, item),
-        instead=None if change is None else (shop.names[change.removed[0]], shop.names[change.offer]),
+        instead=instead,
     )
     template, facts = in_words(found)
     found.sentence = template.format(*facts)
@@ -662,14 +679,14 @@ def in_words(found: Explanation) -> tuple[str, list[str]]:
     for source in [s for s in sources if not found.evidence or found.evidence[s] > 0]:
         if source == "habits" and found.bought:
             number, of = put(str(found.bought), str(found.visits))
-            said.append(f"you had it in {number} of your last {of} baskets")
+            said.append(f"you had it in {number} of your {of} baskets so far")
         elif source == "rules" and found.rules:
             rule = found.rules[0]
             left, share, lift = put(" and ".join(rule["if"]), f"{rule['confidence']:.0%}", f"{rule['lift']:.1f}")
             said.append(f"of the baskets with {left}, {share} hold it, {lift} times as many as usual")
         elif source == "the open basket" and found.basket and found.basket[0][2] > 0:
             (name,) = put(found.basket[0][1])
-            said.append(f"it goes with {name} in your basket")
+            said.append(f"it fits {name} in your basket")
         if len(said) == 2:
             break
     if not said:

@@ -623,9 +623,15 @@ class HybridRanker(Recommender):
         self.of_households |= {f"their_{c}": (per @ m).toarray() for c, m in self.one_hot.items()}
 
     def table(
-        self, queries: Baskets, wanted: sparse.csr_matrix | None = None, negatives: int | None = None
+        self,
+        queries: Baskets,
+        wanted: sparse.csr_matrix | None = None,
+        negatives: int | None = None,
+        also: int | None = None,
     ) -> "Candidates":
         """The candidates of all queries, in batches; `wanted` (n_queries, n_items) marks what was hidden.
+
+        `also`: an item that is looked at for every query, proposed or not.
 
         With `negatives`, about that many candidates that were not wanted are drawn for each query, and queries
         without a wanted candidate are left out: enough to learn from, never to measure with.
@@ -635,7 +641,7 @@ class HybridRanker(Recommender):
         for start in range(0, len(queries), 256):
             part = queries[start : start + 256]
             hidden = None if wanted is None else wanted[start : start + 256]
-            parts.append(self._table(part, self._heard(part), hidden, negatives, rng))
+            parts.append(self._table(part, self._heard(part), hidden, negatives, rng, also))
             parts[-1].rows += start
         return Candidates(
             np.concatenate([p.rows for p in parts]),
@@ -665,6 +671,7 @@ class HybridRanker(Recommender):
         wanted: sparse.csr_matrix | None = None,
         negatives: int | None = None,
         rng: np.random.Generator | None = None,
+        also: int | None = None,
     ) -> "Candidates":
         for score in scores.values():
             without_basket(score, queries)
@@ -674,6 +681,8 @@ class HybridRanker(Recommender):
             np.put_along_axis(proposed[place], best, np.isfinite(np.take_along_axis(score, best, axis=1)), axis=1)
         proposed &= self.sold  # of an item never sold only the member `behind` may speak
         mask = np.asarray(proposed.any(axis=0))
+        if also is not None:
+            mask[:, also] = True
         hidden = np.zeros(mask.shape, bool) if wanted is None else wanted.toarray() > 0
         if negatives is not None and rng is not None:
             drawn = rng.random(mask.shape) < negatives / np.maximum(mask.sum(axis=1, keepdims=True), 1)

@@ -193,7 +193,8 @@ def encode(encoder: Encoder, texts: Iterable[str], batch_size: int = 128) -> np.
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         vectors[rows] = embed(encoder, [texts[i] for i in rows], parts=1).cpu().numpy()
-    release_memory()
+    if len(texts) > 1000:  # a third of a second, too long after a few
+        release_memory()
     return vectors
 
 

@@ -107,9 +107,8 @@ def requirements(lines):
 def test_conda_environment_mirrors_the_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = requirements(
-        project["dependencies"] + [r for name in ("text", "graph", "rules", "recommend", "book") for r in extras[name]]
-    )
+    chapters = ("text", "graph", "rules", "recommend", "explain", "book")
+    wanted = requirements(project["dependencies"] + [r for name in chapters for r in extras[name]])
     listed = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     pip = next(entry["pip"] for entry in listed if isinstance(entry, dict))
     names = {"matplotlib-base": "matplotlib", "pytorch": "torch"}
