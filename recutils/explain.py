@@ -5,11 +5,14 @@ of the score is owed to it. Most here are exact; which are not, their docstrings
 """
 
 import itertools
+import json
 import math
 import os
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import httpx
@@ -138,7 +141,8 @@ def basket_contributions(model: Recommender, basket: Baskets, item: int) -> np.n
     """What each item of the open basket adds to the score of `item`: (n_items_of_it,), in the order of its columns.
 
     Exact for models that add up one number an item of the basket: EASE and item kNN (w_ji), `EmbeddingRecommender`
-    (v_j . v_i / |sum of the v_j|), `BilinearRecommender`. For all others: `occlusion`.
+    (v_j . v_i / |sum of the v_j|), `BilinearRecommender`; what the score holds besides (a prior, a bias, the past) is
+    not among the parts. For all others: `occlusion`.
     """
     columns = basket.matrix.indices
     if isinstance(model, EASE):
@@ -411,8 +415,11 @@ def attention_received(encoder: Encoder, fields: Sequence[Sequence[str]], layer:
     return np.concatenate(found)
 
 
-def randomised(encoder: Encoder, layers: int, seed: int = SEED) -> Encoder:
-    """A copy whose upper `layers` transformer layers hold fresh random numbers. Source: Adebayo et al. (2018)."""
+def randomised(encoder: Encoder, layers: int, words: bool = False, seed: int = SEED) -> Encoder:
+    """A copy with fresh random numbers in its upper `layers` layers and, with `words`, in its word vectors.
+
+    Source: Adebayo et al. (2018).
+    """
     other = load_encoder(encoder.name)
     other.model.load_state_dict(encoder.model.state_dict())
     torch.manual_seed(seed)
@@ -423,6 +430,8 @@ def randomised(encoder: Encoder, layers: int, seed: int = SEED) -> Encoder:
                 nn.init.zeros_(part.bias)
             elif isinstance(part, nn.LayerNorm):
                 part.reset_parameters()
+    if words:
+        nn.init.normal_(other.model.embeddings.word_embeddings.weight, std=encoder.model.config.initializer_range)
     return other
 
 
@@ -454,9 +463,13 @@ class AttributeMatcher:
         return result
 
     def matches(self, matrix: sparse.csr_matrix, item: int) -> dict[str, float]:
-        """How much likelier than usual the basket (one row) makes each of the item's attributes: 1 is as usual."""
-        chances = self.chances(matrix)
-        return {n: float(c[0, self.codes[n][item]] / self.usual[n][self.codes[n][item]]) for n, c in chances.items()}
+        """How much likelier than usual the basket (one row) makes each of the item's attributes: 1 is as usual.
+
+        An attribute whose value was never sold is left out.
+        """
+        chances, code = self.chances(matrix), {name: c[item] for name, c in self.codes.items()}
+        known = [name for name in chances if self.usual[name][code[name]] > 0]
+        return {n: float(chances[n][0, code[n]] / self.usual[n][code[n]]) for n in known}
 
 
 def attribute_matcher(
@@ -479,7 +492,7 @@ def attribute_matcher(
     return AttributeMatcher(vectors, heads, codes, usual)
 
 
-@stage
+@partial(stage, apart=True)
 def _two_tasks(
     texts: list[str], matrix: sparse.csr_matrix, codes: dict[str, np.ndarray], weight: float, steps: int, seed: int
 ) -> tuple[np.ndarray, dict[str, tuple[np.ndarray, np.ndarray]]]:
@@ -558,22 +571,30 @@ class Shop:
     visits: np.ndarray
     matcher: AttributeMatcher | None = None
 
+    @cached_property
+    def sold(self) -> np.ndarray:
+        """How many past baskets held each item: (n_items,)."""
+        return np.asarray(self.past.sum(axis=0)).ravel()
+
 
 @dataclass
 class Explanation:
     """Why one item is offered; every number in it was measured, and `sentence` says nothing else.
 
-    - `place`: its place among all offers, from 1; `score` = `base` + the sum of `evidence`, for a `HybridRanker`
+    - `place`: its place among the offers, from 1; None where a `HybridRanker` would not have proposed it
+    - `score` = `base` + the sum of `evidence` for a `HybridRanker` (as if it had been proposed); for models that add
+      up the basket's items, `base` + the sum of `basket`
     - `basket`: (item, name, what it adds to the score), the strongest first, see `basket_contributions`
     - `rules`: the rules that fired: left side (names), support, confidence, lift
     - `bought`, `visits`: how many of the household's past baskets held it, out of how many
+    - `sold`, `baskets`: how many of all past baskets held it, out of how many
     - `matches`: how much likelier than usual the basket makes the item's attributes (`AttributeMatcher`)
-    - `instead`: what would be offered first without one item of the basket: (that item, the offer), if that changes
+    - `instead`: for the first offer: (an item of the basket, what would be first without it), if that changes it
     """
 
     item: int
     name: str
-    place: int
+    place: int | None
     score: float
     base: float
     evidence: dict[str, float]
@@ -581,6 +602,8 @@ class Explanation:
     rules: list[dict[str, Any]]
     bought: int
     visits: int
+    sold: int
+    baskets: int
     matches: dict[str, float]
     instead: tuple[str, str] | None
     sentence: str = field(default="")
@@ -593,46 +616,32 @@ class Explanation:
 def explain(model: Recommender, basket: Baskets, item: int, shop: Shop) -> Explanation:
     """Why `model` offers `item` (a column) to one open basket. Raises ValueError for what cannot be explained.
 
-    For a `HybridRanker`: TreeSHAP by source of evidence, and the basket's items by occlusion; for others the
-    basket's items by `basket_contributions`. Of a basket of more than 16 items, the first 16 are looked at one by one.
+    For a `HybridRanker`: TreeSHAP by source of evidence, and the basket's items by occlusion (of more than 16, the
+    16 to which its member `ease` gives most weight); for others the basket's items by `basket_contributions`.
     """
-    n_items = basket.matrix.shape[1]
+    item, n_items = int(item), basket.matrix.shape[1]
     if len(basket) != 1:
         raise ValueError(f"{len(basket)} baskets came; explain one at a time.")
     if not 0 <= item < n_items:
         raise ValueError(f"Item {item} is unknown; columns run from 0 to {n_items - 1}.")
     if item in basket.matrix.indices:
         raise ValueError(f"{shop.names[item]!r} lies in the basket already, so it is not offered.")
-    columns = basket.matrix.indices[:16]
-    there = np.ones((len(columns) + 1, basket.matrix.nnz), bool)  # the whole basket, and without each item
-    there[np.arange(1, len(there)), np.arange(len(columns))] = False
-    queries = without_items(basket, there)
-    base, evidence = 0.0, {}
-    if isinstance(model, HybridRanker):
-        table = model.table(queries, also=item)
-        scores = np.full((len(there), n_items), -np.inf)
-        scores[table.rows, table.columns] = model.booster.predict(table.told[model.names].to_numpy())
-        own = (table.rows == 0) & (table.columns == item)
-        values, bases = tree_shap(model, table.told.loc[own, model.names])
-        sums = values.iloc[0].groupby([family(c) for c in values]).sum().sort_values(ascending=False)
-        base, evidence = float(bases[0]), {str(n): float(v) for n, v in sums.items()}
-        added = scores[0, item] - scores[1:, item]
-    else:
-        scores = model.score(queries).copy()
-        if np.isneginf(scores[0, item]):
-            raise ValueError(f"{type(model).__name__} has nothing to say about {shop.names[item]!r} here.")
-        added = basket_contributions(model, basket, item)[: len(columns)]
-    scores[:, basket.matrix.indices] = -np.inf
-    parts = [(int(c), shop.names[c], float(v)) for c, v in zip(columns, added, strict=True)]
-    firsts, gap = _offers(scores, int(scores[0].argmax()))
-    change = int(gap.argmax())
-    instead = None if gap[change] == -np.inf else (shop.names[columns[change - 1]], shop.names[firsts[change]])
+    look = _look_at_ranker if isinstance(model, HybridRanker) else _look_at_scores
+    scores, columns, added, base, evidence, proposed = look(model, basket, item)
+    scores[:, basket.matrix.indices] = -np.inf  # row 0: the whole basket; then without each of `columns`
+    place = int((scores[0] > scores[0, item]).sum()) + 1 if proposed else None
+    instead = None
+    if place == 1 and len(columns):
+        offers, gap = _offers(scores[1:], item)
+        if gap.max() > -np.inf:
+            instead = (shop.names[columns[gap.argmax()]], shop.names[offers[gap.argmax()]])
     household = int(basket.households[0])
     known = 0 <= household < shop.past.shape[0]
+    parts = [(int(c), shop.names[c], float(v)) for c, v in zip(columns, added, strict=True)]
     found = Explanation(
         item=item,
         name=shop.names[item],
-        place=int((scores[0] > scores[0, item]).sum()) + 1,
+        place=place,
         score=float(scores[0, item]),
         base=base,
         evidence=evidence,
@@ -640,12 +649,47 @@ def explain(model: Recommender, basket: Baskets, item: int, shop: Shop) -> Expla
         rules=_fired(model, basket, item, shop),
         bought=int(shop.past[household, item]) if known else 0,
         visits=int(shop.visits[household]) if known else 0,
+        sold=int(shop.sold[item]),
+        baskets=int(shop.visits.sum()),
         matches={} if shop.matcher is None else shop.matcher.matches(basket.matrix, item),
         instead=instead,
     )
     template, facts = in_words(found)
     found.sentence = template.format(*facts)
     return found
+
+
+Looked = tuple[np.ndarray, np.ndarray, np.ndarray, float, dict[str, float], bool]
+
+
+def _look_at_ranker(model: Any, basket: Baskets, item: int) -> Looked:
+    """Scores of the basket and of the basket without each item, the items, their parts, base, evidence, proposed?"""
+    chosen = np.arange(basket.matrix.nnz)
+    if len(chosen) > 16:
+        heavy = basket_contributions(model.members["ease"], basket, item) if "ease" in model.members else -chosen
+        chosen = np.sort(np.argsort(-np.abs(heavy), kind="stable")[:16])
+    there = np.ones((len(chosen) + 1, basket.matrix.nnz), bool)
+    there[np.arange(1, len(there)), chosen] = False
+    table = model.table(without_items(basket, there), also=item)
+    scores = np.full((len(there), basket.matrix.shape[1]), -np.inf)
+    scores[table.rows, table.columns] = model.booster.predict(table.told[model.names].to_numpy())
+    own = np.flatnonzero((table.rows == 0) & (table.columns == item))
+    values, bases = tree_shap(model, table.told.iloc[own][model.names])
+    sums = values.iloc[0].groupby([family(c) for c in values]).sum().sort_values(ascending=False)
+    evidence = {str(n): float(v) for n, v in sums.items()}
+    added = scores[0, item] - scores[1:, item]
+    return scores, basket.matrix.indices[chosen], added, float(bases[0]), evidence, bool(table.proposed[own].any())
+
+
+def _look_at_scores(model: Recommender, basket: Baskets, item: int) -> Looked:
+    n = basket.matrix.nnz
+    scores = model.score(without_items(basket, np.vstack([np.ones((1, n), bool), ~np.eye(n, dtype=bool)]))).copy()
+    if np.isneginf(scores[0, item]):
+        raise ValueError(f"{type(model).__name__} has nothing to say about item {item} here.")
+    added = basket_contributions(model, basket, item)
+    exact = isinstance(model, (EASE, ItemKNN, EmbeddingRecommender, BilinearRecommender))
+    base = float(scores[0, item] - added.sum()) if exact else 0.0
+    return scores, basket.matrix.indices, added, base, {}, True
 
 
 def _fired(model: Recommender, basket: Baskets, item: int, shop: Shop) -> list[dict[str, Any]]:
@@ -667,7 +711,11 @@ def _fired(model: Recommender, basket: Baskets, item: int, shop: Shop) -> list[d
 
 
 def in_words(found: Explanation) -> tuple[str, list[str]]:
-    """A template with places {0}, {1}, ... and the measured facts that belong there, the strongest source first."""
+    """A template with places {0}, {1}, ... and the measured facts that belong there.
+
+    Of habits, rules and the open basket the two strongest speak, if they speak for the item; where none does, how
+    many baskets held it.
+    """
     facts: list[str] = [found.name]
 
     def put(*values: str) -> list[str]:
@@ -680,17 +728,18 @@ def in_words(found: Explanation) -> tuple[str, list[str]]:
         if source == "habits" and found.bought:
             number, of = put(str(found.bought), str(found.visits))
             said.append(f"you had it in {number} of your {of} baskets so far")
-        elif source == "rules" and found.rules:
+        elif source == "rules" and found.rules and found.rules[0]["lift"] > 1:
             rule = found.rules[0]
             left, share, lift = put(" and ".join(rule["if"]), f"{rule['confidence']:.0%}", f"{rule['lift']:.1f}")
             said.append(f"of the baskets with {left}, {share} hold it, {lift} times as many as usual")
         elif source == "the open basket" and found.basket and found.basket[0][2] > 0:
             (name,) = put(found.basket[0][1])
-            said.append(f"it fits {name} in your basket")
+            said.append(f"{name} in your basket speaks for it")
         if len(said) == 2:
             break
     if not said:
-        said = ["many baskets hold it at this time"]
+        number, of = put(str(found.sold), str(found.baskets))
+        said.append(f"{number} of {of} baskets held it")
     return f"We offer {{0}}: {'; '.join(said)}.", facts
 
 
@@ -698,34 +747,33 @@ class RewriteRefused(ValueError):
     """A rewritten sentence that may not be shown; says why."""
 
 
-# All that a rewrite may say between the facts: words that bind, none that claims anything.
-WORDS = """a about all along also and are as at basket baskets because been bought buy by can each far for from go
-goes had has have hold holds how if in into is it its just last like many may maybe more of offer often on one our out
-past people perhaps put reason see seen since so than that the them there these they think this those times to
-together too up usual usually was we well were what when which while who why with would you your"""
-PLAIN_WORDS = frozenset(WORDS.split())
+# Words that a rewrite may add or leave out: they bind, and claim nothing.
+BINDING = """a also an and as because for here in is it its may maybe our perhaps please since so that the then there
+this to too we well which with you your"""
+CONNECTIVES = frozenset(BINDING.split())
 
 
 def check_rewrite(text: str, template: str, facts: Sequence[str]) -> str:
     """A rewritten template, filled with the facts. Raises RewriteRefused for anything that adds, drops or moves one.
 
-    Each place {0}, {1}, ... must come once and in order, and all else must be `PLAIN_WORDS` and punctuation: no other
-    number, product or attribute can slip in, since no other word can.
+    Each place {0}, {1}, ... must come once and in order, and between two places the same words must stand as in the
+    template, in the same order, but for `CONNECTIVES` and punctuation: no number, product, attribute or claim can
+    slip in, and none can change its role, since no other word can.
     """
-    places = re.findall(r"\{\d+\}", text)
-    if places != re.findall(r"\{\d+\}", template):
-        raise RewriteRefused(f"its facts stand as {' '.join(places) or 'none'}, not as in the template")
     if len(text) > 2 * len(template):
         raise RewriteRefused("it is more than twice as long")
-    rest = re.sub(r"\{\d+\}", " ", text)
-    strange = re.search(r"[^A-Za-z\s.,;:'’!?()-]", rest)
+    parts, wanted = (re.split(r"(\{\d+\})", t) for t in (text, template))
+    if parts[1::2] != wanted[1::2]:
+        raise RewriteRefused(f"its facts stand as {' '.join(parts[1::2]) or 'none'}, not as in the template")
+    strange = re.search(r"[^A-Za-z\s.,;:'’!?()-]", " ".join(parts[::2]))
     if strange:
         raise RewriteRefused(f"it holds {strange[0]!r}, which is not in the evidence")
-    words = re.findall(r"[a-z]+", rest.lower())
-    new = [w for w in words if w not in PLAIN_WORDS]
-    if new:
-        raise RewriteRefused(f"it says {new[0]!r}, which is not in the evidence")
-    return re.sub(r"\{(\d+)\}", lambda m: facts[int(m[1])], text).strip()
+    for part, want in zip(parts[::2], wanted[::2], strict=True):
+        said, due = ([w for w in re.findall(r"[a-z]+", t.lower()) if w not in CONNECTIVES] for t in (part, want))
+        if said != due:
+            new = [w for w in said if w not in due]
+            raise RewriteRefused(f"it says {new[0]!r} there" if new else f"it does not say {' '.join(due)!r} there")
+    return "".join(facts[int(p[1:-1])] if n % 2 else p for n, p in enumerate(parts)).strip()
 
 
 def rewrite(found: Explanation, timeout: float = 10.0) -> tuple[str, str | None]:
@@ -752,9 +800,15 @@ def rewrite(found: Explanation, timeout: float = 10.0) -> tuple[str, str | None]
             raise RewriteRefused("its address is not https")
         key = os.environ.get("RECUTILS_LLM_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        answer = httpx.post(f"{url.rstrip('/')}/chat/completions", json=body, headers=headers, timeout=timeout)
-        answer.raise_for_status()
-        text = answer.json()["choices"][0]["message"]["content"]
+        until, answer = time.monotonic() + timeout, b""
+        address_of = f"{url.rstrip('/')}/chat/completions"
+        with httpx.stream("POST", address_of, json=body, headers=headers, timeout=timeout) as response:
+            response.raise_for_status()
+            for part in response.iter_bytes():
+                answer += part
+                if len(answer) > 65536 or time.monotonic() > until:
+                    raise RewriteRefused("its answer is too long, or too long in coming")
+        text = json.loads(answer)["choices"][0]["message"]["content"]
         if not isinstance(text, str):
             raise RewriteRefused("its answer holds no text")
         return check_rewrite(text, template, facts), None
@@ -764,5 +818,5 @@ def rewrite(found: Explanation, timeout: float = 10.0) -> tuple[str, str | None]
         return found.sentence, f"the endpoint answered {error.response.status_code}"
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return found.sentence, f"the endpoint did not answer ({type(error).__name__})"
-    except (ValueError, KeyError, IndexError, TypeError):
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
         return found.sentence, "the endpoint's answer was not in the expected form"

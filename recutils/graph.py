@@ -7,6 +7,7 @@ scipy.sparse matrix (n_items, n_items) without a diagonal; what a network sees o
 import copy
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -413,7 +414,7 @@ class GraphRecommender(Recommender):
         return (queries.matrix @ self.vectors / np.sqrt(size)[:, None]) @ self.vectors.T + self.bias
 
 
-@stage
+@partial(stage, apart=True)
 def _basket_weights(
     matrix: sparse.csr_matrix,
     edges: list[sparse.csr_matrix],

@@ -13,13 +13,18 @@ import ctypes
 import functools
 import gc
 import hashlib
+import importlib
 import inspect
 import os
 import platform
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import joblib
 import pandas as pd
 from filelock import FileLock
 from joblib import Memory
@@ -59,11 +64,12 @@ def results_folder() -> Path:
     return Path(os.environ.get("RECUTILS_RESULTS", default))
 
 
-def stage(function: Callable[P, R]) -> Callable[P, R]:
+def stage(function: Callable[P, R], apart: bool = False) -> Callable[P, R]:
     """Keep a function's result on disk, by its arguments and by the source of the module it stands in.
 
     A stage holds models and tables, never measurements. Two processes that ask for the same stage build
-    it once: the second waits for the first. A damaged or deleted cache is built again.
+    it once: the second waits for the first. A damaged or deleted cache is built again. With `apart`, what is not yet
+    there is built in a process of its own, whose memory is free again afterwards.
 
     A csr matrix remembers what was asked of it, so that equal ones could differ on disk; it is passed on afresh.
     """
@@ -79,13 +85,28 @@ def stage(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def cached(*args: P.args, **kwargs: P.kwargs) -> R:
-        kept: Any = {name: afresh(value) for name, value in kwargs.items()}
+        given: list[Any] = afresh(list(args))
+        named: Any = {name: afresh(value) for name, value in kwargs.items()}
         folder = cache_folder() / f"{function.__name__}-{version}"
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "lock"):
-            return Memory(folder, verbose=0).cache(function)(*afresh(list(args)), **kept)
+            memory = Memory(folder, verbose=0).cache(function)
+            if apart and not memory.check_call_in_cache(*given, **named):
+                with tempfile.TemporaryDirectory() as place:
+                    task = Path(place) / "task"
+                    joblib.dump((function.__module__, function.__name__, folder, given, named), task)
+                    build = f"from recutils.settings import build; build({str(task)!r})"
+                    subprocess.run([sys.executable, "-c", build], capture_output=True)  # if it fails, we try ourselves
+            return memory(*given, **named)
 
     return cached
+
+
+def build(task: str) -> None:
+    """What a stage's own process does: read what is to be done from a file, do it, keep the result in its folder."""
+    module, name, folder, given, named = joblib.load(task)
+    function = getattr(importlib.import_module(module), name).__wrapped__
+    Memory(folder, verbose=0).cache(function)(*given, **named)
 
 
 def release_memory() -> None:

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -367,7 +368,7 @@ def shop_vectors(
     return encode(shop_encoder(texts, matrix, steps, seed, name), texts)
 
 
-@stage
+@partial(stage, apart=True)
 def _weights(texts: list[str], matrix: sparse.csr_matrix, steps: int, seed: int, name: str) -> dict[str, np.ndarray]:
     encoder = load_encoder(name)
     fine_tune(encoder, texts, matrix, steps, seed=seed)

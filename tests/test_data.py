@@ -1,6 +1,9 @@
 """The store, the split, the features, and what happens with files that are wrong."""
 
+import importlib
 import multiprocessing
+import os
+import textwrap
 import warnings
 from dataclasses import replace
 
@@ -322,3 +325,27 @@ def test_profile(monkeypatch):
     monkeypatch.setenv("RECUTILS_PROFILE", "fast")
     with pytest.raises(ValueError, match="'auto', 'cpu', 'gpu' or 'long'"):
         settings.profile()
+
+
+def test_a_stage_apart_is_built_elsewhere_and_fails_here(tmp_path, monkeypatch):
+    """Its own process leaves the result on disk; what goes wrong there goes wrong here too, where it can be read."""
+    code = """
+        import os
+        from functools import partial
+        from recutils.settings import stage
+
+        @partial(stage, apart=True)
+        def who(number):
+            if number < 0:
+                raise ValueError("a number below nothing")
+            return os.getpid(), number
+        """
+    (tmp_path / "apart_sample.py").write_text(textwrap.dedent(code))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("RECUTILS_CACHE", str(tmp_path / "cache"))
+    who = importlib.import_module("apart_sample").who
+    first = who(1)
+    assert first[0] != os.getpid() and who(1) == first and who(2)[0] != first[0]
+    with pytest.raises(ValueError, match="below nothing"):
+        who(-1)

@@ -1,5 +1,6 @@
 """Explanations against sums that are known, libraries that do the same, and an endpoint that misbehaves."""
 
+import dataclasses
 import itertools
 import json
 import threading
@@ -9,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import sparse
 
 from recutils import data, explain, recommend, text
@@ -183,6 +185,26 @@ def test_an_explanation_holds_only_what_was_measured(ranked, sample_split):
     assert found.sentence == template.format(*facts) and found.name in found.sentence
 
 
+def test_only_the_first_offer_says_what_would_be_offered_instead(ranked):
+    model, shop, basket = ranked
+    offers = model.recommend(basket, 3)[0]
+    found = [explain.explain(model, basket, int(i), shop) for i in offers]
+    assert [f.place for f in found] == [1, 2, 3] and found[1].instead is None and found[2].instead is None
+    change = explain.counterfactual(model, basket, most=1)
+    assert (found[0].instead is None) == (change is None)
+
+
+def test_of_a_large_basket_the_heaviest_items_are_looked_at(ranked):
+    model, shop, _ = ranked
+    wide = baskets([[1] * 25 + [0] * 5], [3])
+    found = explain.explain(model, wide, 27, shop)
+    assert len(found.basket) == 16
+    weight = np.abs(model.members["ease"].weights[:25, 27])
+    assert {i for i, _, _ in found.basket} == set(np.argsort(-weight, kind="stable")[:16].tolist())
+    exact = explain.explain(model.members["ease"], wide, 27, shop)
+    assert len(exact.basket) == 25 and exact.base == pytest.approx(0, abs=1e-5)
+
+
 def test_the_planted_rule_is_the_reason(ranked):
     model, shop, basket = ranked
     found = explain.explain(model.members["rules"], basket, shop.names.index("sauce small"), shop)
@@ -209,6 +231,9 @@ def test_strangers_and_empty_baskets_get_an_explanation_too(ranked):
     nobody = baskets(np.zeros((1, 30)), [-1])
     found = explain.explain(model, nobody, int(model.recommend(nobody, 1)[0, 0]), shop)
     assert (found.bought, found.visits, found.basket, found.instead) == (0, 0, [], None)
+    assert (found.sold, found.baskets) == (shop.past[:, found.item].sum(), shop.visits.sum())
+    last = int(np.flatnonzero(np.arange(30) != found.item)[-1])
+    assert explain.explain(model, nobody, np.int64(last), shop).to_dict()["item"] == last  # an int, ready for JSON
     assert found.sentence.startswith("We offer")
 
 
@@ -275,10 +300,24 @@ def test_shapley_values_of_fields_agree_with_shap(encoder):
     np.testing.assert_allclose(kernel.shap_values(np.ones((1, 5)), silent=True)[0], values[0], atol=5e-3)
 
 
+@torch.inference_mode()
+def _blank_and_whole(encoder, question):
+    """The cosines of texts whose fields are all [PAD], and of the texts."""
+    inputs, owner = explain.field_tokens(encoder, FIELDS)
+    scores = []
+    for ids in (inputs["input_ids"].masked_fill(torch.as_tensor(owner >= 0), 0), inputs["input_ids"]):
+        hidden = encoder.model(input_ids=ids, attention_mask=inputs["attention_mask"]).last_hidden_state
+        vectors = torch.nn.functional.normalize(text.pool(hidden, inputs["attention_mask"]), dim=1)
+        scores.append((vectors.numpy() * question).sum(axis=1))
+    return scores
+
+
 def test_integrated_gradients_are_complete(encoder):
     """Special tokens and commas stay, so the sum is the step from the blank text's score to the whole one's."""
     question = text.encode(encoder, ["spaghetti", "cream"])
+    blank, whole = _blank_and_whole(encoder, question)
     few, many = (explain.integrated_gradients(encoder, question, FIELDS, steps=s).sum(axis=1) for s in (16, 128))
+    np.testing.assert_allclose(many, whole - blank, atol=0.02)
     np.testing.assert_allclose(few, many, atol=0.05)
     assert np.abs(explain.integrated_gradients(encoder, question, FIELDS)[1, 3:]).max() == 0
 
@@ -312,31 +351,45 @@ def test_the_second_task_learns_the_reason(sample_split):
 
 # ---------------------------------------------------------------------------------------------- words
 
-TEMPLATE, FACTS = "We offer {0}: it goes with {1} in your basket.", ["pasta sauce, 26 oz", "spaghetti, 16 oz"]
+TEMPLATE, FACTS = "We offer {0}: it fits {1} in your basket.", ["pasta sauce, 26 oz", "spaghetti, 16 oz"]
 
 
-def test_a_faithful_rewrite_is_filled_with_the_facts():
-    found = explain.check_rewrite("Since you have been to the past baskets: {0} goes well with {1}.", TEMPLATE, FACTS)
-    assert found == "Since you have been to the past baskets: pasta sauce, 26 oz goes well with spaghetti, 16 oz."
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "May we offer {0}, since it fits so well with {1} in your basket?",
+        "Maybe we offer {0}? It fits {1}, here in your basket, too.",
+    ],
+)
+def test_a_faithful_rewrite_is_filled_with_the_facts(answer):
+    assert explain.check_rewrite(answer, TEMPLATE, FACTS) == answer.format(*FACTS)
 
 
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        ("We offer {0}: it goes with {1} and organic tomatoes.", "organic"),
-        ("We offer {0} for 2 dollars, it goes with {1}.", "'2'"),
-        ("We offer {0}, loved by most; it goes with {1}.", "loved"),
-        ("We offer {0}: it does not go with {1}.", "does"),
-        ("We offer {1}: it goes with {0} in your basket.", "stand as"),
+        ("We offer {0}: it fits {1} and organic tomatoes in your basket.", "organic"),
+        ("We offer {0} for 2 dollars: it fits {1} in your basket.", "'2'"),
+        ("We offer {0}, loved by most: it fits {1} in your basket.", "loved"),
+        ("We offer {0}: it never fits {1} in your basket.", "never"),
+        ("We offer {1}: it fits {0} in your basket.", "stand as"),
         ("We offer {0}.", "stand as"),
-        ("We offer {0}, {0}: it goes with {1}.", "stand as"),
+        ("We offer {0}, {0}: it fits {1} in your basket.", "stand as"),
         ("We offer {0}: {1} {2}", "stand as"),
         ("", "stand as none"),
-        ("<b>{0}</b> goes with {1}", "'<'"),
-        ("{0} goes with {1}, see http://x", "'/'"),
-        ("{0} goes with {1}. " + "It is so. " * 20, "twice as long"),
-        ("{0} goes with {1} 买", "'买'"),
-        ("{0} goes with {1} at half price", "half"),
+        ("We offer <b>{0}</b>: it fits {1} in your basket.", "'<'"),
+        ("We offer {0}: it fits {1} in your basket, see http://x", "'/'"),
+        ("We offer {0}: it fits {1} in your basket. " + "It is so. " * 20, "twice as long"),
+        ("We offer {0}: it fits {1} in your basket 买", "'买'"),
+        ("We offer {0}: it fits {1} in your basket at half price", "at"),
+        # Facts in order, and yet false or new.
+        ("Since you have {0}, we offer {1}.", "have"),
+        ("{0} is in your basket, so we offer {1}.", "does not say 'offer'"),
+        ("{0} is on offer with {1}: buy one, have one more!", "does not say 'offer'"),
+        ("All baskets with {0} hold {1}.", "all"),
+        ("You had {0} in your last basket, along with {1}.", "had"),
+        ("We are out of {0}, so see {1}.", "are"),
+        ("We offer {0}: it fits {1} in each basket.", "each"),
     ],
 )
 def test_a_rewrite_that_adds_drops_or_moves_a_fact_is_refused(answer, why):
@@ -378,14 +431,35 @@ def said(content):
 @pytest.fixture
 def found():
     parts = [(4, "spaghetti, 16 oz", 0.4)]
-    return explain.Explanation(5, FACTS[0], 1, 1.0, 0.6, {}, parts, [], 0, 0, {}, None, TEMPLATE.format(*FACTS))
+    found = explain.Explanation(5, FACTS[0], 1, 1.0, 0.6, {}, parts, [], 0, 0, 9, 90, {}, None)
+    template, facts = explain.in_words(found)
+    found.sentence = template.format(*facts)
+    return found
 
 
 def test_the_endpoint_sees_no_fact_and_its_faithful_words_are_used(endpoint, found):
-    endpoint["raw"] = said("Why not {0}? It goes with {1}.".replace("Why not", "Maybe"))
-    assert explain.rewrite(found) == ("Maybe pasta sauce, 26 oz? It goes with spaghetti, 16 oz.", None)
+    assert found.sentence == "We offer pasta sauce, 26 oz: spaghetti, 16 oz in your basket speaks for it."
+    endpoint["raw"] = said("May we offer {0}? The {1} in your basket speaks for it.")
+    expected = "May we offer pasta sauce, 26 oz? The spaghetti, 16 oz in your basket speaks for it."
+    assert explain.rewrite(found) == (expected, None)
     assert endpoint["path"] == "/v1/chat/completions" and endpoint["key"] == "Bearer not-a-key"
     assert "spaghetti" not in json.dumps(endpoint["heard"]) and "{0}" in json.dumps(endpoint["heard"])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"basket": []}, "9 of 90 baskets held it"),
+        ({"evidence": {"words": 0.9, "context": -0.8}}, "9 of 90 baskets held it"),
+        ({"evidence": {"habits": 0.5}, "bought": 3, "visits": 8}, "you had it in 3 of your 8 baskets"),
+        ({"evidence": {"habits": -0.5}, "bought": 3, "visits": 8}, "9 of 90"),
+        ({"evidence": {"rules": 1.0}, "rules": [{"if": ["a"], "confidence": 0.06, "lift": 0.8}]}, "9 of 90"),
+        ({"evidence": {"rules": 1.0}, "rules": [{"if": ["a"], "confidence": 0.06, "lift": 2}]}, "with a, 6% hold it"),
+    ],
+)
+def test_a_sentence_says_what_speaks_for_the_item_and_was_measured(found, change, said):
+    template, facts = explain.in_words(dataclasses.replace(found, **change))
+    assert said in template.format(*facts)
 
 
 @pytest.mark.parametrize(
@@ -401,6 +475,8 @@ def test_the_endpoint_sees_no_fact_and_its_faithful_words_are_used(endpoint, fou
         ({"raw": b"", "code": 500}, "answered 500"),
         ({"raw": b"", "code": 401}, "answered 401"),
         ({"raw": said("{0} {1}"), "wait": 1.0}, "did not answer"),
+        ({"raw": b" " * 100_000}, "too long"),
+        ({"raw": b"[" * 60_000}, "expected form"),
     ],
 )
 def test_whatever_the_endpoint_does_the_sentence_stands(endpoint, found, state, why):
