@@ -75,20 +75,6 @@ def shapley_values(worths: np.ndarray) -> np.ndarray:
     return values
 
 
-def sampled_shapley(worth: Worth, n: int, orders: int = 10, seed: int = SEED) -> np.ndarray:
-    """Shapley values of `n` parts from `orders` random orders, each walked forwards and backwards: (n,).
-
-    Unbiased, and the sum is exact. Source: Castro et al. (2009).
-    """
-    rng = np.random.default_rng(seed)
-    drawn = np.stack([rng.permutation(n) for _ in range(orders)])
-    drawn = np.concatenate([drawn, drawn[:, ::-1]])  # (2 orders, n)
-    place = np.argsort(drawn, axis=1)
-    sets = place[:, None, :] < np.arange(n + 1)[None, :, None]  # (2 orders, n + 1, n): the first 0, 1, ... n
-    worths = worth(sets.reshape(-1, n)).reshape(len(drawn), n + 1)
-    return np.take_along_axis(np.diff(worths, axis=1), place, axis=1).mean(axis=0)
-
-
 def occlusion(worth: Worth, n: int) -> np.ndarray:
     """What each part adds to all the others: v(all) - v(all but it), (n,)."""
     worths = worth(np.concatenate([np.ones((1, n), bool), ~np.eye(n, dtype=bool)]))

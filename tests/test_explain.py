@@ -48,17 +48,6 @@ def test_shapley_values_equal_the_mean_over_all_orders():
         assert values.sum() == pytest.approx(row[-1] - row[0])
 
 
-def test_sampled_shapley_values_come_near_and_sum_exactly():
-    worths = np.random.default_rng(1).random(32)
-
-    def worth(there):
-        return worths[(there * 2 ** np.arange(5)).sum(axis=1)]
-
-    exact, drawn = explain.shapley_values(worths), explain.sampled_shapley(worth, 5, orders=400)
-    assert drawn.sum() == pytest.approx(worths[-1] - worths[0])
-    np.testing.assert_allclose(drawn, exact, atol=0.03)
-
-
 def test_shapley_refuses_worths_that_are_no_power_of_two():
     with pytest.raises(ValueError, match="one for each subset"):
         explain.shapley_values(np.zeros(6))
@@ -107,7 +96,7 @@ def test_for_a_sum_occlusion_and_shapley_are_the_parts(shop_models, sample_split
     worth, n = explain.basket_worth(model, basket, item), basket.matrix.nnz
     parts = explain.basket_contributions(model, basket, item)
     np.testing.assert_allclose(explain.occlusion(worth, n), parts, atol=1e-5)
-    np.testing.assert_allclose(explain.sampled_shapley(worth, n, orders=2), parts, atol=1e-5)
+    np.testing.assert_allclose(explain.shapley_values(worth(explain.all_subsets(n))), parts, atol=1e-5)
 
 
 def test_the_bilinear_model_learns_what_goes_with_what(sample_split):
