@@ -95,8 +95,8 @@ def stage(function: Callable[P, R], apart: bool = False) -> Callable[P, R]:
                 with tempfile.TemporaryDirectory() as place:
                     task = Path(place) / "task"
                     joblib.dump((function.__module__, function.__name__, folder, given, named), task)
-                    build = f"from recutils.settings import build; build({str(task)!r})"
-                    subprocess.run([sys.executable, "-c", build], capture_output=True)  # if it fails, we try ourselves
+                    code = f"from recutils.settings import build; build({str(task)!r})"
+                    subprocess.run([sys.executable, "-c", code], capture_output=True)  # if it fails, we try ourselves
             return memory(*given, **named)
 
     return cached

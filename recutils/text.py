@@ -326,11 +326,16 @@ def fine_tune(
     correct_popularity: bool = True,
     seed: int = SEED,
     after: Callable[[int], bool] | None = None,
+    also: Callable[[torch.Tensor, np.ndarray], torch.Tensor] | None = None,
+    groups: Sequence[dict] = (),
 ) -> list[float]:
     """Teach the encoder, in place, what goes with what: `leave_one_out_loss` on random training baskets.
 
     `texts` has one text a column of `matrix` (n_baskets, n_items). The word-piece table stays as it is (half of
     the numbers, nothing lost by it) and nothing is dropped out. Returns the loss of each step.
+
+    A second task is added to the loss as `also(queries, wanted)`: the rest of each basket (n_pairs, width) and the
+    column of the item that it lacks (n_pairs,); AdamW's parameter `groups` are what only that task needs.
     """
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
@@ -341,9 +346,13 @@ def fine_tune(
     def loss(step: int) -> torch.Tensor:
         columns, baskets = draw_baskets(matrix, batch, rng)
         vectors = embed(encoder, [texts[c] for c in columns])
-        return leave_one_out_loss(vectors, baskets, scale, log_share[columns] if correct_popularity else None)
+        value = leave_one_out_loss(vectors, baskets, scale, log_share[columns] if correct_popularity else None)
+        if also is not None:
+            row, _, query = rest_of_basket(vectors, baskets)
+            value = value + also(query, columns[row.cpu().numpy()])
+        return value
 
-    return train_steps([trainable(encoder.model, learning_rate)], loss, steps, after=after)
+    return train_steps([trainable(encoder.model, learning_rate), *groups], loss, steps, after=after)
 
 
 def shop_encoder(

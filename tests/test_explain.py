@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from recutils import data, explain, recommend, text
+from recutils import data, explain, neural, recommend, text
 from recutils.data import Baskets
 
 
@@ -73,7 +73,7 @@ def shop_models(sample_split):
         "ease": recommend.EASE(10.0),
         "item_knn": recommend.ItemKNN(None),
         "embedding": recommend.EmbeddingRecommender(rng.standard_normal((30, 8))),
-        "bilinear": explain.BilinearRecommender(blocks, groups, rank=2, steps=5),
+        "bilinear": neural.BilinearRecommender(blocks, groups, rank=2, steps=5),
     }
     return {name: model.fit(sample_split.train) for name, model in models.items()}
 
@@ -102,7 +102,7 @@ def test_for_a_sum_occlusion_and_shapley_are_the_parts(shop_models, sample_split
 def test_the_bilinear_model_learns_what_goes_with_what(sample_split):
     """With a block of its own for each item it has to find the planted pairs; at rank 0 no group has a matrix."""
     train = sample_split.train
-    model = explain.BilinearRecommender([np.eye(30)], np.zeros(30), rank=0, steps=150).fit(train)
+    model = neural.BilinearRecommender([np.eye(30)], np.zeros(30), rank=0, steps=150).fit(train)
     assert not model.left.size and model.shared.shape == (60, 30)
     place = {name: i for i, name in enumerate(sample_split.items["name"])}
     lift = model.score(baskets(np.eye(30), np.full(30, -1)))
@@ -264,26 +264,26 @@ FIELDS = [["grocery", "pasta sauce", "mainstream", "private", "26 oz"], ["produc
 
 
 def test_tokens_are_given_to_their_fields(encoder):
-    inputs, owner = explain.field_tokens(encoder, FIELDS)
+    inputs, owner = neural.field_tokens(encoder, FIELDS)
     for row, fields in enumerate(FIELDS):
         for number, part in enumerate(fields):
             ids = inputs["input_ids"][row].cpu().numpy()[owner[row] == number]
             assert encoder.tokenizer.decode(ids) == part
-    assert explain.by_field(np.ones(owner.shape), owner, 5)[1, 3:].tolist() == [0, 0]
+    assert neural.by_field(np.ones(owner.shape), owner, 5)[1, 3:].tolist() == [0, 0]
 
 
 def test_shapley_values_of_fields_agree_with_shap(encoder):
     import shap
 
     question = text.encode(encoder, ["spaghetti", "cream"])
-    worths = explain.field_worths(lambda t: text.encode(encoder, t), question, FIELDS)
+    worths = neural.field_worths(lambda t: text.encode(encoder, t), question, FIELDS)
     values = explain.shapley_values(worths)
     whole = text.encode(encoder, [", ".join(f for f in row if f) for row in FIELDS])
     np.testing.assert_allclose(values.sum(axis=1), (whole * question).sum(axis=1), atol=2e-3)
     assert np.abs(values[1, 3:]).max() < 1e-6  # a field that is not there is owed nothing
 
     def score(there):
-        return text.encode(encoder, explain.field_texts(FIELDS[0], there.astype(bool))) @ question[0]
+        return text.encode(encoder, neural.field_texts(FIELDS[0], there.astype(bool))) @ question[0]
 
     kernel = shap.KernelExplainer(score, np.zeros((1, 5)), silent=True)
     np.testing.assert_allclose(kernel.shap_values(np.ones((1, 5)), silent=True)[0], values[0], atol=5e-3)
@@ -292,7 +292,7 @@ def test_shapley_values_of_fields_agree_with_shap(encoder):
 @torch.inference_mode()
 def _blank_and_whole(encoder, question):
     """The cosines of texts whose fields are all [PAD], and of the texts."""
-    inputs, owner = explain.field_tokens(encoder, FIELDS)
+    inputs, owner = neural.field_tokens(encoder, FIELDS)
     scores = []
     for ids in (inputs["input_ids"].masked_fill(torch.as_tensor(owner >= 0), 0), inputs["input_ids"]):
         hidden = encoder.model(input_ids=ids, attention_mask=inputs["attention_mask"]).last_hidden_state
@@ -305,21 +305,21 @@ def test_integrated_gradients_are_complete(encoder):
     """Special tokens and commas stay, so the sum is the step from the blank text's score to the whole one's."""
     question = text.encode(encoder, ["spaghetti", "cream"])
     blank, whole = _blank_and_whole(encoder, question)
-    few, many = (explain.integrated_gradients(encoder, question, FIELDS, steps=s).sum(axis=1) for s in (16, 128))
+    few, many = (neural.integrated_gradients(encoder, question, FIELDS, steps=s).sum(axis=1) for s in (16, 128))
     np.testing.assert_allclose(many, whole - blank, atol=0.02)
     np.testing.assert_allclose(few, many, atol=0.05)
-    assert np.abs(explain.integrated_gradients(encoder, question, FIELDS)[1, 3:]).max() == 0
+    assert np.abs(neural.integrated_gradients(encoder, question, FIELDS)[1, 3:]).max() == 0
 
 
 def test_attention_hears_no_question_and_leaves_the_encoder_as_it_was(encoder):
     before = encoder.model.config._attn_implementation
-    received = explain.attention_received(encoder, FIELDS)
+    received = neural.attention_received(encoder, FIELDS)
     assert (received >= 0).all() and (received.sum(axis=1) < 1).all() and received[1, 3] == 0
     assert encoder.model.config._attn_implementation == before
 
 
 def test_randomised_layers_are_new_and_the_others_are_not(encoder):
-    other = explain.randomised(encoder, 2)
+    other = neural.randomised(encoder, 2)
     for depth, (old, new) in enumerate(zip(encoder.model.encoder.layer, other.model.encoder.layer, strict=True)):
         same = bool((old.attention.self.query.weight == new.attention.self.query.weight).all())
         assert same == (depth < len(encoder.model.encoder.layer) - 2)
@@ -329,7 +329,7 @@ def test_the_second_task_learns_the_reason(sample_split):
     """Two steps are no training; that it starts at what is usual, and moves, can be seen."""
     texts = data.item_text(sample_split.items).to_list()
     attributes = pd.DataFrame({"kind": [t.split()[-2] for t in texts]})
-    matcher = explain.attribute_matcher(texts, sample_split.train.matrix, attributes, weight=1.0, steps=2)
+    matcher = neural.attribute_matcher(texts, sample_split.train.matrix, attributes, weight=1.0, steps=2)
     usual = matcher.usual["kind"]
     chances = matcher.chances(sample_split.test.matrix)["kind"]
     np.testing.assert_allclose(chances.sum(axis=1), 1, rtol=1e-5)
