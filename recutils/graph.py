@@ -20,7 +20,7 @@ from torch_geometric.nn import GAT, GCN, GATConv, GCNConv, SAGEConv
 
 from recutils.data import Baskets
 from recutils.evaluate import rank_relevant
-from recutils.recommend import Recommender, keep_largest
+from recutils.recommend import InnerProduct, keep_largest
 from recutils.rules import pair_counts, shrunk_log_lift
 from recutils.settings import SEED, stage
 from recutils.text import best_device, train_steps
@@ -377,7 +377,7 @@ def rank_links(
 # ---------------------------------------------------------------------------------------------- baskets
 
 
-class GraphRecommender(Recommender):
+class GraphRecommender(InnerProduct):
     """An `ItemEncoder` taught by baskets: score_i = q . h_i + b_i, q = sum of the basket's h_j / sqrt(their number).
 
     The graph is built from the training baskets and the nearest `features`. Each step hides one item in each of
@@ -408,10 +408,6 @@ class GraphRecommender(Recommender):
         other = copy.copy(self.encoder)  # the same learned numbers, other eyes
         other.use([self.edges[0], nearest(features, 10)], features)
         return other.vectors()
-
-    def _score(self, queries: Baskets) -> np.ndarray:
-        size = np.maximum(np.diff(queries.matrix.indptr), 1).astype(np.float32)
-        return (queries.matrix @ self.vectors / np.sqrt(size)[:, None]) @ self.vectors.T + self.bias
 
 
 @partial(stage, apart=True)

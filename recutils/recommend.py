@@ -524,6 +524,23 @@ class EmbeddingRecommender(Recommender):
         return query @ self.vectors.T + self.prior * self.popularity
 
 
+class InnerProduct(Recommender):
+    """score_i = q . h_i + b_i, q = sum of the basket's h_j / sqrt(their number).
+
+    `vectors` (n_items, width) and `bias` (n_items,) come from elsewhere; `graph.GraphRecommender` learns them.
+    """
+
+    def __init__(self, vectors: np.ndarray, bias: np.ndarray) -> None:
+        self.vectors, self.bias = vectors, bias
+
+    def _fit(self, train: Baskets) -> None:
+        pass
+
+    def _score(self, queries: Baskets) -> np.ndarray:
+        size = np.maximum(np.diff(queries.matrix.indptr), 1).astype(np.float32)
+        return (queries.matrix @ self.vectors / np.sqrt(size)[:, None]) @ self.vectors.T + self.bias
+
+
 # ---------------------------------------------------------------------------------------------- two stages
 
 
@@ -612,7 +629,7 @@ class HybridRanker(Recommender):
         rows = sparse.csr_matrix((np.ones(len(train)), (slot + 1, np.arange(len(train)))), (13, len(train)))
         self.slots = np.log(((rows @ matrix).toarray() + 20 * share + 1e-9) / (share * (sold + 20) + 1e-9))
         self.slots[0] = 0
-        self.codes = {c: pd.factorize(self.groups[c])[0] for c in self.groups}
+        self.codes = {c: pd.factorize(self.groups[c], use_na_sentinel=False)[0] for c in self.groups}
         self.one_hot = {c: sparse.csr_matrix(pd.get_dummies(v).to_numpy(np.float32)) for c, v in self.codes.items()}
 
     def _know_households(self, train: Baskets) -> None:
