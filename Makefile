@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export RECUTILS_CACHE ?= $(CURDIR)/.cache
 
-.PHONY: book test lab notebooks long format html leaderboard bench clean
+.PHONY: book test lab serve notebooks screenshot long format html leaderboard bench clean
 
 book: .venv/book
 	rm -rf _build/notebooks _build/results
@@ -22,10 +22,16 @@ test: .venv/test
 lab: .venv/book
 	$(BIN)/jupyter lab notebooks
 
+serve: .venv/book
+	$(BIN)/python -m recutils.serve
+
 notebooks: .venv/test
 	$(BIN)/python tools/runner.py format
 	RECUTILS_RESULTS=$(CURDIR)/data/results $(BIN)/python tools/runner.py commit
 	$(BIN)/python tools/book.py readme
+
+screenshot: .venv/test
+	RECUTILS_STRICT=1 RECUTILS_SCREENSHOT=1 $(BIN)/pytest -q tests/test_serve.py -k keyboard
 
 long: .venv/test
 	RECUTILS_PROFILE=long RECUTILS_RESULTS=$(CURDIR)/data/results $(BIN)/python tools/runner.py run _build/long --only 02

@@ -25,7 +25,8 @@ from recutils import evaluate, settings
 ROOT = Path(__file__).resolve().parent.parent
 STAGE, HTML = ROOT / "_build" / "book", ROOT / "_build" / "html"
 PACKAGES = ["numpy", "scipy", "pandas", "pyarrow", "matplotlib", "torch", "torch-geometric", "transformers", "peft"]
-PACKAGES += ["mlxtend", "networkx", "numba", "implicit", "lightgbm", "captum", "lime", "shap", "jupyter-book"]
+PACKAGES += ["mlxtend", "networkx", "numba", "implicit", "lightgbm", "captum", "lime", "shap"]
+PACKAGES += ["onnxruntime", "faiss-cpu", "fastapi", "uvicorn", "jupyter-book"]
 
 
 def pages() -> list[str]:

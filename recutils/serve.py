@@ -1,0 +1,659 @@
+"""The service: recommendations, search, bundles and reasons over HTTP, with keys, limits and metrics. Chapter 07.
+
+`make serve` (or `python -m recutils.serve`) starts it on the version that `recutils.served.save` made current.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import hashlib
+import hmac
+import json
+import logging
+import os
+import secrets
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import anyio
+import numpy as np
+import prometheus_client as prometheus
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.security import APIKeyHeader
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from recutils import served
+from recutils.drift import Monitor
+from recutils.explain import explain
+from recutils.recommend import BundleError, make_bundle
+from recutils.served import NOBODY, ArtefactError, Served, one_basket, pseudonym
+from recutils.settings import cache_folder
+
+log = logging.getLogger("recutils.serve")
+PAGE = Path(__file__).parent / "page"
+MAX_BASKET = 200
+
+# ---------------------------------------------------------------------------------------------- settings
+
+
+@dataclass
+class Settings:
+    """Where the service finds things, and what it allows.
+
+    - `folder`: artefacts, as `served.save` writes them; `feedback.jsonl` is kept beside them
+    - `secret`: makes pseudonyms of household ids; `keys`: the SHA-256 of each API key, by the name of its holder
+    - `rate`, `burst`: requests a second and at once that one key may make
+    - `max_body`, `max_feedback`: bytes of one request, and of the feedback file
+    """
+
+    folder: Path
+    secret: bytes
+    keys: dict[str, str] = field(default_factory=dict)
+    rate: float = 50
+    burst: float = 100
+    max_body: int = 64 * 1024
+    max_feedback: int = 1_000_000_000
+    look: float = 0.5  # seconds between looks at which version is current
+
+
+def new_key(folder: Path, name: str) -> str:
+    """Make an API key, keep its SHA-256 in `keys.json` of the folder, and return it: it cannot be read there again.
+
+    A key is 32 random bytes, so that a plain hash is enough; a password would need a slow one.
+    """
+    key = secrets.token_urlsafe(32)
+    file = folder / "keys.json"
+    keys = json.loads(file.read_text()) if file.exists() else {}
+    _write(file, json.dumps({**keys, name: hashlib.sha256(key.encode()).hexdigest()}, indent=1))
+    return key
+
+
+def settings_from(folder: Path, **limits: Any) -> Settings:
+    """Settings from a folder: `RECUTILS_SECRET` or the file `secret` (made if missing), and `keys.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "secret"
+    if "RECUTILS_SECRET" not in os.environ and not file.exists():
+        _write(file, secrets.token_hex(32))
+    secret = os.environ.get("RECUTILS_SECRET") or file.read_text().strip()
+    keys = folder / "keys.json"
+    return Settings(folder, secret.encode(), json.loads(keys.read_text()) if keys.exists() else {}, **limits)
+
+
+def _write(file: Path, text: str) -> None:
+    """Whole or not at all, and for the owner's eyes only."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.with_name(f".{file.name}-{os.getpid()}")
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
+        stream.write(text)
+    os.replace(new, file)
+
+
+class Gate:
+    """Who may come in, and how often: keys compared in constant time, a bucket of tokens a key."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.tokens = dict.fromkeys(settings.keys, (settings.burst, time.monotonic()))
+
+    def holder(self, key: str) -> str | None:
+        """Whose key it is, or None. All keys are compared whatever the answer, each in constant time."""
+        digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+        found = [name for name, known in self.settings.keys.items() if hmac.compare_digest(known, digest)]
+        return found[0] if found else None
+
+    def wait(self, name: str) -> float:
+        """Take a token; the seconds until there is one again (0: come in)."""
+        left, at = self.tokens[name]
+        now = time.monotonic()
+        left = min(left + (now - at) * self.settings.rate, self.settings.burst)
+        self.tokens[name] = (left - 1 if left >= 1 else left, now)
+        return 0.0 if left >= 1 else (1 - left) / self.settings.rate
+
+
+# ---------------------------------------------------------------------------------------------- requests and answers
+
+ItemId = Annotated[str, Field(min_length=1, max_length=64, examples=["25671"])]
+Amount = Annotated[int, Field(ge=1, le=50, description="how many at most")]
+
+
+class Strict(BaseModel):
+    """Nothing may come that is not named."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Ask(Strict):
+    """An open basket, and whose it is, if known."""
+
+    basket: list[ItemId] = Field(default=[], max_length=MAX_BASKET, description="items in the open basket")
+    household: str | None = Field(default=None, min_length=1, max_length=64, description="the shop's id of a household")
+    moment: datetime | None = Field(default=None, description="the shop's local time of the visit")
+    k: Amount = 10
+
+    @field_validator("moment")
+    @classmethod
+    def within_reason(cls, moment: datetime | None) -> datetime | None:
+        """A moment that clocks of tills can show."""
+        if moment is not None and not 1990 <= moment.year < 2200:
+            raise ValueError("a moment lies between 1990 and 2199")
+        return moment
+
+
+class Why(Ask):
+    """An open basket and the offer to explain."""
+
+    item: ItemId
+
+
+class BundleWish(Strict):
+    """What a bundle starts with, and what it should be like."""
+
+    items: list[ItemId] = Field(min_length=1, max_length=5, description="what the bundle is built around")
+    size: int = Field(default=4, ge=2, le=8, description="items in all")
+    budget: float | None = Field(default=None, gt=0, le=1e6, allow_inf_nan=False, description="for what is added")
+    departments: int = Field(default=1, ge=1, le=8, description="how many departments it spans at least")
+
+
+class Feedback(Strict):
+    """What became of an offer."""
+
+    item: ItemId
+    event: Literal["shown", "added", "refused"]
+    household: str | None = Field(default=None, min_length=1, max_length=64)
+
+
+class Offer(BaseModel):
+    """An item, as it is shown."""
+
+    item: str
+    name: str
+    department: str
+    price: float | None
+    score: float | None = None
+
+
+class Offers(BaseModel):
+    """Items, best first."""
+
+    items: list[Offer]
+    version: str = Field(description="of the artefact that answered")
+
+
+class Reason(BaseModel):
+    """Why an item is offered."""
+
+    sentence: str
+    place: int | None = Field(description="its place among the offers, from 1")
+    score: float
+    evidence: dict[str, float] = Field(description="what each source of evidence adds to the score")
+    basket: list[tuple[str, str, float]] = Field(description="(item, name, what it adds), strongest first")
+    rules: list[dict[str, Any]]
+    instead: tuple[str, str] | None = Field(description="(an item of the basket, what would be first without it)")
+    version: str
+
+
+class Stored(BaseModel):
+    """It was kept."""
+
+    stored: bool
+
+
+class Trouble(BaseModel):
+    """What was wrong, and where."""
+
+    error: str
+    fields: list[dict[str, str]] = []
+
+
+TROUBLE: dict[int | str, dict[str, Any]] = {
+    code: {"model": Trouble, "description": what}
+    for code, what in {
+        400: "the body cannot be read as JSON",
+        401: "no key, or one that is not known",
+        404: "no such item",
+        405: "another method is wanted",
+        413: "the body is too large",
+        422: "something in the request must be changed",
+        429: "too many requests for this key",
+        503: "no model is loaded yet, or there is no room",
+    }.items()
+}
+
+
+def trouble(status: int, error: str, fields: list[dict[str, str]] | None = None, **headers: str) -> JSONResponse:
+    """An answer that says what to change, in plain characters: what was sent may not be text."""
+    plain = [{k: v.encode("ascii", "replace").decode()[:200] for k, v in field.items()} for field in fields or []]
+    return JSONResponse({"error": error, "fields": plain}, status, headers=headers)
+
+
+class Refused(HTTPException):
+    """A request that cannot be answered; `where` names the field."""
+
+    def __init__(self, error: str, where: str = "", status: int = 422, **headers: str) -> None:
+        super().__init__(status, error, headers)
+        self.fields = [{"where": where, "what": error}] if where else []
+
+
+# ---------------------------------------------------------------------------------------------- what is running
+
+
+class Shelf:
+    """The version that is being served, and its watch over the folder: what is made current is taken up.
+
+    A request keeps the version that it began with. A version that cannot be loaded changes nothing but `trouble`.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.served: Served | None = None
+        self.monitor: Monitor | None = None
+        self.trouble = "no model has been loaded yet"
+        self.tried = ""
+
+    async def watch(self) -> None:
+        """Look for a new current version, for ever."""
+        while True:
+            await self.look()
+            await asyncio.sleep(self.settings.look)
+
+    async def look(self) -> None:
+        """Take up the current version if it is another than the last one tried."""
+        try:
+            current = (self.settings.folder / "CURRENT").read_text().strip()
+        except OSError:
+            current = ""
+        if current and current == self.tried:
+            return
+        try:
+            self.put(await asyncio.to_thread(served.load, self.settings.folder))
+        except Exception as error:
+            self.trouble = str(error) if isinstance(error, ArtefactError) else type(error).__name__
+            if current != self.tried or not current:
+                log.error(json.dumps({"event": "not loaded", "version": current, "why": self.trouble}))
+        self.tried = current
+
+    def put(self, new: Served) -> None:
+        """Serve another version from now on. Raises ArtefactError for one whose pseudonyms have another secret."""
+        if new.secret_check != pseudonym("the shop's own check", self.settings.secret):
+            raise ArtefactError("Its pseudonyms were made with another secret (RECUTILS_SECRET); build it again.")
+        self.monitor = Monitor.of(new.usual)
+        self.served, self.trouble = new, ""
+        gc.collect()
+        gc.freeze()  # what stays until the next version need not be searched for garbage
+        log.info(json.dumps({"event": "serving", "version": new.version}))
+
+
+class Metrics:
+    """What is counted, in Prometheus's form."""
+
+    def __init__(self) -> None:
+        self.registry = prometheus.CollectorRegistry()
+        on: Any = {"registry": self.registry}
+        times = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 1)
+        self.requests = prometheus.Counter("shop_requests", "Requests", ["route", "status"], **on)
+        self.seconds = prometheus.Histogram("shop_seconds", "Time to answer", ["route"], buckets=times, **on)
+        self.model = prometheus.Gauge("shop_model", "1 for the version that is served", ["version"], **on)
+        self.drift = prometheus.Gauge("shop_drift_psi", "PSI against what was usual", ["what"], **on)
+        self.alert = prometheus.Gauge("shop_drift_alert", "1 where drift is beyond its limit", ["what"], **on)
+        self.feedback = prometheus.Counter("shop_feedback", "What became of offers", ["event"], **on)
+
+    def text(self, shelf: Shelf) -> bytes:
+        """All of it, with drift as it is now."""
+        self.model.clear()
+        if shelf.served is not None and shelf.monitor is not None:
+            self.model.labels(shelf.served.version).set(1)
+            for name, value in shelf.monitor.drift().items():
+                self.drift.labels(name).set(value)
+            for name, beyond in shelf.monitor.alerts().items():
+                self.alert.labels(name).set(beyond)
+        return prometheus.generate_latest(self.registry)
+
+
+SAFE = {
+    "content-security-policy": "default-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+    "cross-origin-resource-policy": "same-origin",
+}
+
+
+class Around:
+    """Around every request: security headers, a number for it, a metric, one line in the log, and no traceback outside.
+
+    The line says which route, which key's holder, how long and what status; never a query, a body, an address.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        start, number, status = time.perf_counter(), secrets.token_hex(8), 0
+        added = [(k.encode(), v.encode()) for k, v in {**SAFE, "x-request-id": number}.items()]
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), *added]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, answer)
+        except Exception:
+            if status:  # the answer is on its way: whoever is further out must end it
+                raise
+            log.exception("request %s failed", number)
+            await trouble(500, f"Something failed here; it is in our log as {number}.")(scope, receive, answer)
+        finally:
+            route, took = getattr(scope.get("route"), "path", "none"), time.perf_counter() - start
+            self.metrics.requests.labels(route, status).inc()
+            self.metrics.seconds.labels(route).observe(took)
+            line = {"at": round(time.time(), 3), "id": number, "method": scope["method"], "route": route}
+            line |= {"status": status, "ms": round(1000 * took, 2), "key": scope.get("state", {}).get("holder", "")}
+            log.info(json.dumps(line))
+
+
+# ---------------------------------------------------------------------------------------------- the routes
+
+
+class Desk:
+    """What the routes share."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.shelf = settings, Shelf(settings)
+        self.gate, self.metrics = Gate(settings), Metrics()
+        self.one_at_a_time = anyio.CapacityLimiter(1)
+
+    async def apart(self, work: Callable[[], Any]) -> Any:
+        """Do in a thread, one at a time, what takes long: it must not stand in the way of what does not."""
+        return await anyio.to_thread.run_sync(work, limiter=self.one_at_a_time)
+
+    def ready(self) -> Served:
+        """The version that is served now; 503 while there is none."""
+        if self.shelf.served is None:
+            raise Refused(f"Not ready: {self.shelf.trouble}.", status=503, **{"Retry-After": "2"})
+        return self.shelf.served
+
+    def row(self, now: Served, household: str | None) -> int:
+        """The ranker's row of a household; a stranger's where it is not known."""
+        if household is None:
+            return NOBODY
+        return now.household.get(pseudonym(household, self.settings.secret), NOBODY)
+
+
+async def enter(
+    request: Request, key: Annotated[str | None, Depends(APIKeyHeader(name="X-API-Key", auto_error=False))]
+) -> Desk:
+    """Let in who has a key and has not asked too often."""
+    desk: Desk = request.app.state.desk
+    holder = desk.gate.holder(key or request.headers.get("authorization", "").removeprefix("Bearer "))
+    if holder is None:
+        raise Refused("Send a valid key in the header X-API-Key.", status=401, **{"WWW-Authenticate": "APIKey"})
+    request.state.holder = holder
+    wait = desk.gate.wait(holder)
+    if wait:
+        text = "Too many requests for this key; wait a little."
+        raise Refused(text, status=429, **{"Retry-After": str(1 + int(wait))})
+    return desk
+
+
+Entered = Annotated[Desk, Depends(enter)]
+router = APIRouter()
+
+
+def offers(now: Served, items: Any, scores: Any = None) -> Offers:
+    """Items as they are shown."""
+    shown = []
+    for place, i in enumerate(items):
+        price = float(now.prices[i])
+        offer = Offer.model_construct(
+            item=now.item_ids[i],
+            name=now.names[i],
+            department=now.departments[i],
+            price=None if price != price else round(price, 2),
+            score=None if scores is None else round(float(scores[place]), 4),
+        )
+        shown.append(offer)
+    return Offers.model_construct(items=shown, version=now.version)
+
+
+def columns(now: Served, items: list[str], where: str) -> np.ndarray:
+    """The columns of items, each once; 422 for what the shop does not have."""
+    found = [now.column.get(item, -1) for item in items]
+    if -1 in found:
+        text = "That is not an item of this shop; /search finds items by words."
+        raise Refused(text, f"{where}.{found.index(-1)}")
+    return np.array(list(dict.fromkeys(found)), dtype=np.int64)
+
+
+@router.post("/recommend", responses=TROUBLE)
+async def recommend(ask: Ask, desk: Entered) -> Offers:
+    """What to offer next to an open basket, best first. A household that is not known is a stranger."""
+    now = desk.ready()
+    basket = columns(now, ask.basket, "body.basket")
+    items, scores = now.quick.recommend(basket, desk.row(now, ask.household), ask.moment, ask.k)
+    if desk.shelf.monitor is not None and len(basket):
+        desk.shelf.monitor.add("department", now.department_codes[basket])
+        desk.shelf.monitor.add_number("size", len(basket))
+        desk.shelf.monitor.add_number("score", float(scores[0]))
+    return offers(now, items, scores)
+
+
+@router.get("/similar/{item}", responses=TROUBLE)
+async def similar(item: ItemId, desk: Entered, k: Annotated[int, Query(ge=1, le=20)] = 5) -> Offers:
+    """What could stand in for an item: alike in words, and not bought together."""
+    now = desk.ready()
+    if item not in now.column:
+        raise Refused("No such item; /search finds items by words.", "path.item", 404)
+    found = now.similar[now.column[item], :k]
+    return offers(now, found[found >= 0])
+
+
+@router.post("/bundle", responses=TROUBLE)
+async def bundle(wish: BundleWish, desk: Entered) -> Offers:
+    """A set of items that go together, around the given ones. 422 where none meets all wishes."""
+    now = desk.ready()
+    seed = columns(now, wish.items, "body.items")
+    if len(seed) >= wish.size:
+        raise Refused("A bundle needs more items than it starts with.", "body.size")
+
+    def work() -> list[int]:
+        return make_bundle(
+            seed.tolist(),
+            now.pairs,
+            wish.size,
+            now.kinds,
+            now.prices,
+            wish.budget,
+            now.department_codes,
+            wish.departments,
+            anchor=4,
+        )
+
+    try:
+        return offers(now, await desk.apart(work))
+    except BundleError as error:
+        raise Refused(str(error)) from None
+
+
+@router.get("/search", responses=TROUBLE)
+async def search(
+    desk: Entered,
+    q: Annotated[str, Query(min_length=1, max_length=100, examples=["pasta sauce"])],
+    k: Annotated[int, Query(ge=1, le=50)] = 10,
+) -> Offers:
+    """Items for a shopper's words; the last word may be a beginning."""
+    now = desk.ready()
+    return offers(now, await desk.apart(lambda: now.search(q, k)))
+
+
+@router.post("/explain", responses=TROUBLE)
+async def reasons(why: Why, desk: Entered) -> Reason:
+    """Why an item is offered to an open basket: measured evidence, and a sentence that says no more."""
+    now = desk.ready()
+    basket = columns(now, why.basket, "body.basket")
+    item = int(columns(now, [why.item], "body.item")[0])
+    if item in basket:
+        raise Refused("It lies in the basket already, so it is not offered.", "body.item")
+    query = one_basket(basket, desk.row(now, why.household), why.moment, now.ranker)
+    found = await desk.apart(lambda: explain(now.ranker, query, item, now.shop))
+    parts = [(now.item_ids[i], name, value) for i, name, value in found.basket]
+    told = {n: getattr(found, n) for n in ("sentence", "place", "score", "evidence", "rules", "instead")}
+    return Reason(**told, basket=parts, version=now.version)
+
+
+@router.post("/feedback", status_code=202, responses=TROUBLE)
+async def feedback(heard: Feedback, desk: Entered) -> Stored:
+    """Keep what became of an offer; a household is kept by its pseudonym."""
+    columns(desk.ready(), [heard.item], "body.item")
+    household = None if heard.household is None else pseudonym(heard.household, desk.settings.secret)
+    entry = {"at": round(time.time(), 3), "item": heard.item, "event": heard.event, "household": household}
+    if not keep(desk.settings.folder / "feedback.jsonl", entry, desk.settings.max_feedback):
+        raise Refused("There is no room for more feedback; tell the shop.", status=503)
+    desk.metrics.feedback.labels(heard.event).inc()
+    return Stored(stored=True)
+
+
+@router.get("/health")
+async def health() -> dict[str, str]:
+    """The process is alive."""
+    return {"status": "ok"}
+
+
+@router.get("/ready", responses={503: TROUBLE[503]})
+async def is_ready(request: Request) -> dict[str, str]:
+    """A model is loaded; which one."""
+    return {"status": "ready", "version": request.app.state.desk.ready().version}
+
+
+@router.get("/metrics", response_class=Response, responses={401: TROUBLE[401], 429: TROUBLE[429]})
+async def measured(desk: Entered) -> Response:
+    """Counts and times for Prometheus."""
+    return Response(desk.metrics.text(desk.shelf), media_type=prometheus.CONTENT_TYPE_LATEST)
+
+
+async def page(request: Request) -> FileResponse:
+    """The page, its style and its script."""
+    return FileResponse(PAGE / PAGES[request.url.path])
+
+
+PAGES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
+for address in PAGES:
+    router.add_api_route(address, page, include_in_schema=False)
+
+
+async def refused(request: Request, error: Any) -> Response:
+    """What we refuse, and what Starlette refuses, in one form."""
+    return trouble(error.status_code, str(error.detail), getattr(error, "fields", []), **(error.headers or {}))
+
+
+async def invalid(request: Request, error: Any) -> Response:
+    """What the types refuse, in the same form, without what was sent."""
+    fields = [{"where": ".".join(map(str, e["loc"])), "what": e["msg"]} for e in error.errors()[:10]]
+    return trouble(422, "Please change what `fields` names.", fields)
+
+
+def create_app(settings: Settings | None = None, model: Served | None = None) -> FastAPI:
+    """The application. `settings`: else from the folder of `make serve`; `model`: served as it is, without a folder.
+
+    It answers /health at once, /ready and all else when a version has been loaded.
+    """
+    desk = Desk(settings or settings_from(default_folder()))
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if model is not None:
+            desk.shelf.put(model)
+        watching = asyncio.create_task(desk.shelf.watch()) if model is None else None
+        yield
+        if watching:
+            watching.cancel()
+
+    app = FastAPI(
+        title="What goes with what",
+        description="Offers for an open basket, what is alike, bundles, search, and why.",
+        version="1",
+        lifespan=lifespan,
+        max_body_size=desk.settings.max_body,
+        docs_url=None,
+        redoc_url=None,
+        exception_handlers={HTTPException: refused, RequestValidationError: invalid},
+    )
+    app.state.desk = desk
+    app.include_router(router)
+    app.add_middleware(Around, metrics=desk.metrics)
+    return app
+
+
+def keep(file: Path, entry: dict[str, Any], most: int) -> bool:
+    """Append a line in one write; a line that a crash cut short is closed first. False where there is no room."""
+    line = json.dumps(entry).encode() + b"\n"
+    with open(file, "ab+") as stream:
+        size = stream.tell()
+        if size + len(line) > most:
+            return False
+        if size:
+            stream.seek(-1, os.SEEK_END)
+            line = line if stream.read(1) == b"\n" else b"\n" + line
+        stream.write(line)
+    return True
+
+
+# ---------------------------------------------------------------------------------------------- make serve
+
+
+def default_folder() -> Path:
+    """`RECUTILS_SERVED`, else `served` in the book's cache."""
+    return Path(os.environ.get("RECUTILS_SERVED") or cache_folder() / "served")
+
+
+def main() -> None:
+    """Build what is missing (a version, a key), then serve."""
+    import uvicorn
+    from threadpoolctl import threadpool_limits
+
+    parser = argparse.ArgumentParser(prog="python -m recutils.serve", description="Serve the book's shop.")
+    parser.add_argument("--folder", type=Path, default=default_folder(), help="artefacts (default: %(default)s)")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--rate", type=float, default=50, help="requests a second for one key")
+    asked = parser.parse_args()
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
+    settings = settings_from(asked.folder, rate=asked.rate, burst=2 * asked.rate)
+    if not (asked.folder / "CURRENT").exists():
+        print(
+            "Building what is to be served: half a minute, or some minutes where the book's cache is empty.", flush=True
+        )
+        served.book_shop(asked.folder, settings.secret)
+    if not settings.keys:
+        key = new_key(asked.folder, "first")
+        settings = settings_from(asked.folder, rate=asked.rate, burst=2 * asked.rate)
+        print(f"A key, shown this once: {key}\nThe page: http://{asked.host}:{asked.port}/#key={key}", flush=True)
+    threadpool_limits(1)  # small products: a second thread costs more than it brings
+    uvicorn.run(
+        create_app(settings),
+        host=asked.host,
+        port=asked.port,
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        limit_concurrency=500,
+    )
+
+
+if __name__ == "__main__":
+    main()
