@@ -7,12 +7,17 @@ import copy
 import logging
 import warnings
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from recutils.settings import stage
+
 if TYPE_CHECKING:
+    from scipy import sparse
+
     from recutils.text import Encoder
 
 
@@ -106,3 +111,36 @@ class OnnxEncoder:
             (found,) = self.session.run(None, {"ids": ids, "mask": (ids > 0).astype(np.int64)})
             vectors[rows] = np.where(lengths[rows, None] > 2, found, 0)  # [CLS] [SEP] and nothing between: no words
         return vectors
+
+
+def taught_again(
+    texts: list[str],
+    matrix: "sparse.csr_matrix",
+    more: "sparse.csr_matrix",
+    steps: int,
+    layers: Sequence[int] = range(6),
+) -> "tuple[Encoder, np.ndarray]":
+    """`text.shop_encoder(texts, matrix)` with some of its layers, after more steps on the baskets `more`; kept on disk.
+
+    Also the vectors of the texts, (n_items, width). It starts from the encoder that chapter 02 taught on `matrix`.
+    """
+    import torch
+
+    from recutils import text
+
+    weights, vectors = _taught_again(texts, matrix, more, steps, list(layers))
+    encoder = keep_layers(text.load_encoder(), layers)
+    encoder.model.load_state_dict({name: torch.as_tensor(value) for name, value in weights.items()})
+    return encoder, vectors
+
+
+@partial(stage, apart=True)
+def _taught_again(
+    texts: list[str], matrix: "sparse.csr_matrix", more: "sparse.csr_matrix", steps: int, layers: list[int]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    from recutils import text
+
+    encoder = keep_layers(text.shop_encoder(texts, matrix), layers)
+    text.fine_tune(encoder, texts, more, steps)
+    weights = {name: value.cpu().numpy() for name, value in encoder.model.state_dict().items()}
+    return weights, text.encode(encoder, texts)

@@ -413,6 +413,16 @@ def promotion_exposure() -> pd.DataFrame:
     return pd.concat(found).groupby("key").max()
 
 
+def exposed(lines: pd.DataFrame) -> dict[str, np.ndarray]:
+    """For lines of Complete Journey (`Store.transactions`): was the product on `display`, in the `mailer`, there, then?
+
+    Two arrays of bool, one value a line.
+    """
+    key = _promotion_key(lines["product_id"], lines["store_id"], lines["week"])
+    found = promotion_exposure().reindex(key, fill_value=False)
+    return {name: found[name].to_numpy() for name in ("display", "mailer")}
+
+
 def _promotion_key(product: Any, shop: Any, week: Any) -> np.ndarray:
     return (np.asarray(product) << 24) + (np.asarray(shop) << 6) + np.asarray(week)
 
@@ -430,11 +440,7 @@ def _past_lines(store: Store, split: Split) -> pd.DataFrame:
         weekend=lines["timestamp"].dt.day_of_week >= 5,
     )
     if "discount" in lines:
-        exposure = promotion_exposure().reindex(
-            _promotion_key(lines["product_id"], lines["store_id"], lines["week"]), fill_value=False
-        )
-        on_offer = lines["discount"] > 0
-        lines = lines.assign(discounted=on_offer, **{c: exposure[c].to_numpy() for c in ("display", "mailer")})
+        lines = lines.assign(discounted=lines["discount"] > 0, **exposed(lines))
     return lines
 
 

@@ -381,7 +381,7 @@ def assemble(
     return served
 
 
-def usual_of(served: Served, recent: Baskets, n: int = 2000) -> dict[str, Any]:
+def usual_of(served: Served, recent: Baskets, n: int = 1000) -> dict[str, Any]:
     """What baskets looked like that the ranker has not learned from, for `drift.Monitor`.
 
     Counts of departments, of basket sizes, and of the first offer's score when the last item of a basket was still to
