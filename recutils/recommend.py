@@ -24,7 +24,7 @@ from recutils.rules import (
     shrunk_log_lift,
     with_groups,
 )
-from recutils.settings import SEED, stage
+from recutils.settings import SEED, release_memory, stage
 
 
 def top_k(scores: np.ndarray, k: int) -> np.ndarray:
@@ -583,6 +583,7 @@ class HybridRanker(Recommender):
     def _fit(self, train: Baskets) -> None:
         for name in self.to_fit:
             self.members[name].fit(train)
+        release_memory()  # what fitting needed for a while
         self._know_items(train)
         self._know_households(train)
         if self.labels is not None:

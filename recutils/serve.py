@@ -632,7 +632,6 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=50, help="requests a second for one key")
     asked = parser.parse_args()
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
-    logging.getLogger("bm25s").setLevel(logging.WARNING)
     settings = settings_from(asked.folder, rate=asked.rate, burst=2 * asked.rate)
     if not (asked.folder / "CURRENT").exists():
         print(

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import json
+import logging
 import os
 import re
 import shutil
@@ -310,6 +311,7 @@ def word_table(texts: Sequence[str]) -> tuple[list[str], sparse.csr_matrix]:
     """BM25's weight of every word in every text, by bm25s: the words, and csr (n_words, n_texts)."""
     import bm25s
 
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
     index = bm25s.BM25()
     index.index([split_up(text) for text in texts], show_progress=False)
     words = sorted((w for w in index.vocab_dict if w), key=index.vocab_dict.get)
