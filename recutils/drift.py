@@ -45,15 +45,16 @@ def ks_of_counts(usual: np.ndarray, now: np.ndarray) -> float:
 class Monitor:
     """What a service counts of its requests, to compare with what was usual when its model was fitted.
 
-    `usual`: for each name a histogram (n_bins,); `edges`: for the names that are numbers, the bins' inner edges;
-    `limits`: for each name the PSI from which on it is an alert. Counts halve when they reach `window`, so that old
-    days fade.
+    `usual`: for each name a histogram (n_bins,); `edges`: for the names that are numbers, the bins' inner edges. Their
+    drift is the Kolmogorov-Smirnov distance, that of the others the PSI. `limits`: for each name what quiet weeks
+    reach; beyond it, and beyond what chance does with so few counts, drift is an alert. Counts halve when they reach
+    `window`, so that old days fade.
     """
 
     usual: Mapping[str, np.ndarray]
     edges: Mapping[str, np.ndarray]
     limits: Mapping[str, float]
-    window: float = 20_000
+    window: float = 100_000
     seen: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -69,14 +70,22 @@ class Monitor:
         """Count one value of a name that has `edges`."""
         self.add(name, [int(np.searchsorted(self.edges[name], value, side="right"))])
 
-    def drift(self, least: float = 500) -> dict[str, float]:
-        """PSI of each name with `least` counts or more."""
-        return {n: psi(self.usual[n], h) for n, h in self.seen.items() if h.sum() >= least}
+    def drift(self, least: float = 300) -> dict[str, float]:
+        """How far each name with `least` counts or more is from what was usual."""
+        enough = {n: h for n, h in self.seen.items() if h.sum() >= least}
+        return {n: (ks_of_counts if n in self.edges else psi)(self.usual[n], h) for n, h in enough.items()}
 
     def alerts(self) -> dict[str, bool]:
-        """For each name: is its drift beyond its limit?"""
+        """For each name: is its drift beyond its limit, and beyond chance?"""
         found = self.drift()
-        return {name: found.get(name, 0.0) > limit for name, limit in self.limits.items()}
+        return {name: found.get(name, 0.0) > max(limit, self._chance(name)) for name, limit in self.limits.items()}
+
+    def _chance(self, name: str) -> float:
+        """What chance alone exceeds once in a hundred times, or more seldom."""
+        usual, seen = float(np.sum(self.usual[name])), max(float(self.seen[name].sum()), 1.0)
+        if name in self.edges:
+            return 1.63 * np.sqrt(1 / usual + 1 / seen)
+        return 3 * (len(self.seen[name]) - 1) * (1 / usual + 1 / seen)
 
     @classmethod
     def of(cls, usual: Mapping[str, Any]) -> "Monitor":

@@ -51,8 +51,9 @@ class Settings:
     """Where the service finds things, and what it allows.
 
     - `folder`: artefacts, as `served.save` writes them; `feedback.jsonl` is kept beside them
-    - `secret`: makes pseudonyms of household ids; `keys`: the SHA-256 of each API key, by the name of its holder
-    - `rate`, `burst`: requests a second and at once that one key may make
+    - `secret`: 16 bytes or more, makes pseudonyms of household ids
+    - `keys`: the SHA-256 of each API key, by the name of its holder
+    - `rate`, `burst`: requests a second and at once that one key may make of this process; some count more, see `COST`
     - `max_body`, `max_feedback`: bytes of one request, and of the feedback file
     """
 
@@ -64,6 +65,10 @@ class Settings:
     max_body: int = 64 * 1024
     max_feedback: int = 1_000_000_000
     look: float = 0.5  # seconds between looks at which version is current
+
+    def __post_init__(self) -> None:
+        if len(self.secret) < 16:
+            raise ValueError("The secret (RECUTILS_SECRET) is too short; 16 bytes or more are wanted.")
 
 
 def new_key(folder: Path, name: str) -> str:
@@ -111,13 +116,13 @@ class Gate:
         found = [name for name, known in self.settings.keys.items() if hmac.compare_digest(known, digest)]
         return found[0] if found else None
 
-    def wait(self, name: str) -> float:
-        """Take a token; the seconds until there is one again (0: come in)."""
+    def wait(self, name: str, cost: float = 1) -> float:
+        """Take tokens; the seconds until there are as many (0: come in)."""
         left, at = self.tokens[name]
-        now = time.monotonic()
+        now, cost = time.monotonic(), min(cost, self.settings.burst)
         left = min(left + (now - at) * self.settings.rate, self.settings.burst)
-        self.tokens[name] = (left - 1 if left >= 1 else left, now)
-        return 0.0 if left >= 1 else (1 - left) / self.settings.rate
+        self.tokens[name] = (left - cost if left >= cost else left, now)
+        return 0.0 if left >= cost else (cost - left) / self.settings.rate
 
 
 # ---------------------------------------------------------------------------------------------- requests and answers
@@ -230,7 +235,7 @@ TROUBLE: dict[int | str, dict[str, Any]] = {
 }
 
 
-def trouble(status: int, error: str, fields: list[dict[str, str]] | None = None, **headers: str) -> JSONResponse:
+def trouble(status: int, error: str, fields: Any = None, **headers: str) -> JSONResponse:
     """An answer that says what to change, in plain characters: what was sent may not be text."""
     plain = [{k: v.encode("ascii", "replace").decode()[:200] for k, v in field.items()} for field in fields or []]
     return JSONResponse({"error": error, "fields": plain}, status, headers=headers)
@@ -258,7 +263,7 @@ class Shelf:
         self.served: Served | None = None
         self.monitor: Monitor | None = None
         self.trouble = "no model has been loaded yet"
-        self.tried = ""
+        self.tried, self.failed_at = "", 0.0
 
     async def watch(self) -> None:
         """Look for a new current version, for ever."""
@@ -267,19 +272,20 @@ class Shelf:
             await asyncio.sleep(self.settings.look)
 
     async def look(self) -> None:
-        """Take up the current version if it is another than the last one tried."""
+        """Take up the current version if it is another than the last one tried; one that failed, every ten seconds."""
         try:
             current = (self.settings.folder / "CURRENT").read_text().strip()
-        except OSError:
+        except (OSError, ValueError):
             current = ""
-        if current and current == self.tried:
+        if current and current == self.tried and (not self.trouble or time.monotonic() < self.failed_at + 10):
             return
         try:
-            self.put(await asyncio.to_thread(served.load, self.settings.folder))
+            self.put(await asyncio.to_thread(served.load, self.settings.folder, current or None))
         except Exception as error:
             self.trouble = str(error) if isinstance(error, ArtefactError) else type(error).__name__
-            if current != self.tried or not current:
-                log.error(json.dumps({"event": "not loaded", "version": current, "why": self.trouble}))
+            self.failed_at = time.monotonic()
+            if current != self.tried:
+                log.error(json.dumps({"event": "not loaded", "version": current[:64], "why": self.trouble}))
         self.tried = current
 
     def put(self, new: Served) -> None:
@@ -288,6 +294,7 @@ class Shelf:
             raise ArtefactError("Its pseudonyms were made with another secret (RECUTILS_SECRET); build it again.")
         self.monitor = Monitor.of(new.usual)
         self.served, self.trouble = new, ""
+        gc.unfreeze()  # the version before
         gc.collect()
         gc.freeze()  # what stays until the next version need not be searched for garbage
         log.info(json.dumps({"event": "serving", "version": new.version}))
@@ -303,13 +310,15 @@ class Metrics:
         self.requests = prometheus.Counter("shop_requests", "Requests", ["route", "status"], **on)
         self.seconds = prometheus.Histogram("shop_seconds", "Time to answer", ["route"], buckets=times, **on)
         self.model = prometheus.Gauge("shop_model", "1 for the version that is served", ["version"], **on)
-        self.drift = prometheus.Gauge("shop_drift_psi", "PSI against what was usual", ["what"], **on)
+        self.failed = prometheus.Gauge("shop_load_failed", "1 while the current version cannot be loaded", **on)
+        self.drift = prometheus.Gauge("shop_drift", "PSI of departments, KS of size and score", ["what"], **on)
         self.alert = prometheus.Gauge("shop_drift_alert", "1 where drift is beyond its limit", ["what"], **on)
         self.feedback = prometheus.Counter("shop_feedback", "What became of offers", ["event"], **on)
 
     def text(self, shelf: Shelf) -> bytes:
         """All of it, with drift as it is now."""
         self.model.clear()
+        self.failed.set(bool(shelf.trouble))
         if shelf.served is not None and shelf.monitor is not None:
             self.model.labels(shelf.served.version).set(1)
             for name, value in shelf.monitor.drift().items():
@@ -320,7 +329,7 @@ class Metrics:
 
 
 SAFE = {
-    "content-security-policy": "default-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'",
+    "content-security-policy": "default-src 'self'; img-src data:; form-action 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cache-control": "no-store",
@@ -328,14 +337,34 @@ SAFE = {
 }
 
 
-class Around:
-    """Around every request: security headers, a number for it, a metric, one line in the log, and no traceback outside.
+OPEN = {"/", "/page.css", "/page.js", "/health", "/ready", "/openapi.json"}  # what needs no key
+COST = {"/explain": 10.0, "/bundle": 5.0, "/search": 2.0}  # tokens of a request; 1 for all others
 
-    The line says which route, which key's holder, how long and what status; never a query, a body, an address.
+
+class Around:
+    """Around every request: the key before anything is read, security headers, a number, a metric, a line in the log.
+
+    The line says which route, which key's holder, how long and what status; never a query, a body, an address. A
+    fault of ours leaves no traceback outside.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self.app, self.metrics = app, metrics
+    def __init__(self, app: ASGIApp, gate: Gate, metrics: Metrics) -> None:
+        self.app, self.gate, self.metrics = app, gate, metrics
+
+    def refuse(self, scope: Scope) -> Response | None:
+        """An answer for who has no key or asked too often; None lets the request in."""
+        if scope["path"] in OPEN:
+            return None
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        bearer = headers.get(b"authorization", "").removeprefix("Bearer ")
+        holder = self.gate.holder(headers.get(b"x-api-key") or bearer)
+        if holder is None:
+            text = "Send a valid key in the header X-API-Key."
+            return trouble(401, text, **{"WWW-Authenticate": "APIKey"})
+        scope.setdefault("state", {})["holder"] = holder
+        wait = self.gate.wait(holder, COST.get(scope["path"], 1))
+        text = "Too many requests for this key; wait a little."
+        return trouble(429, text, **{"Retry-After": str(1 + int(wait))}) if wait else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -351,7 +380,7 @@ class Around:
             await send(message)
 
         try:
-            await self.app(scope, receive, answer)
+            await (self.refuse(scope) or self.app)(scope, receive, answer)
         except Exception:
             if status:  # the answer is on its way: whoever is further out must end it
                 raise
@@ -379,6 +408,8 @@ class Desk:
 
     async def apart(self, work: Callable[[], Any]) -> Any:
         """Do in a thread, one at a time, what takes long: it must not stand in the way of what does not."""
+        if self.one_at_a_time.statistics().tasks_waiting >= 20:
+            raise Refused("Busy with other searches and reasons.", status=503, **{"Retry-After": "1"})
         return await anyio.to_thread.run_sync(work, limiter=self.one_at_a_time)
 
     def ready(self) -> Served:
@@ -394,20 +425,12 @@ class Desk:
         return now.household.get(pseudonym(household, self.settings.secret), NOBODY)
 
 
-async def enter(
-    request: Request, key: Annotated[str | None, Depends(APIKeyHeader(name="X-API-Key", auto_error=False))]
-) -> Desk:
-    """Let in who has a key and has not asked too often."""
-    desk: Desk = request.app.state.desk
-    holder = desk.gate.holder(key or request.headers.get("authorization", "").removeprefix("Bearer "))
-    if holder is None:
-        raise Refused("Send a valid key in the header X-API-Key.", status=401, **{"WWW-Authenticate": "APIKey"})
-    request.state.holder = holder
-    wait = desk.gate.wait(holder)
-    if wait:
-        text = "Too many requests for this key; wait a little."
-        raise Refused(text, status=429, **{"Retry-After": str(1 + int(wait))})
-    return desk
+KEY = APIKeyHeader(name="X-API-Key", auto_error=False)
+
+
+async def enter(request: Request, key: Annotated[str | None, Depends(KEY)]) -> Desk:
+    """What a route works with. `Around` has seen the key; named here, it stands in the OpenAPI schema."""
+    return request.app.state.desk
 
 
 Entered = Annotated[Desk, Depends(enter)]
@@ -594,7 +617,7 @@ def create_app(settings: Settings | None = None, model: Served | None = None) ->
     )
     app.state.desk = desk
     app.include_router(router)
-    app.add_middleware(Around, metrics=desk.metrics)
+    app.add_middleware(Around, gate=desk.gate, metrics=desk.metrics)
     return app
 
 
@@ -637,7 +660,12 @@ def main() -> None:
         print(
             "Building what is to be served: half a minute, or some minutes where the book's cache is empty.", flush=True
         )
-        served.book_shop(asked.folder, settings.secret)
+        try:
+            served.book_shop(asked.folder, settings.secret)
+        except ImportError as error:
+            sys.exit(
+                f"No version in {asked.folder}, and what builds one is not installed ({error.name}); save one there."
+            )
     if not settings.keys:
         key = new_key(asked.folder, "first")
         settings = settings_from(asked.folder, rate=asked.rate, burst=2 * asked.rate)

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +22,8 @@ from scipy import sparse
 from recutils import recommend
 from recutils.compress import OnnxEncoder
 from recutils.data import Baskets, item_text
-from recutils.drift import psi
+from recutils.drift import ks_of_counts, psi
+from recutils.evaluate import hide_one
 from recutils.explain import Shop
 from recutils.recommend import HybridRanker, Recommender
 from recutils.rules import pair_counts
@@ -106,7 +108,7 @@ class QuickRanker:
             best = finite if where is not None else said
             if len(best) > quota:
                 top = np.argpartition(-best, quota)[:quota]
-                where = top if where is None else where[top]
+                where = top[np.isfinite(best[top])] if where is None else where[top]
             elif where is None:
                 where = np.flatnonzero(np.isfinite(said))
             proposed[where] = True
@@ -351,11 +353,12 @@ def assemble(
     """What a shop serves, from a ranker fitted on `train`, its items and the folder of an exported text encoder.
 
     `recent`: later baskets, which tell what is usual.
-    `items` as in `Split.items`, with a `department`; `households` one id a household of `train`; `secret` makes their
-    pseudonyms. `names`: what shoppers read (else the items' words); `kinds`: items of one kind are not put into one
-    bundle (else every item is a kind of its own).
+    `items` as in `Split.items`, with a `department` (else the first text column in its place); `households` one id a
+    household of `train`; `secret` makes their pseudonyms. `names`: what shoppers read (else the items' words);
+    `kinds`: items of one kind are not put into one bundle (else every item is a kind of its own).
     """
     texts = item_text(items).to_list()
+    of_kind = "department" if "department" in items else items.columns[items.columns != "item_id"][0]
     reader = OnnxEncoder(encoder, threads=2)
     vectors = reader.encode(texts)
     words, word_weights = word_table(texts)
@@ -364,7 +367,7 @@ def assemble(
         ranker=ranker,
         item_ids=[str(i) for i in items["item_id"]],
         names=list(texts if names is None else names),
-        departments=items["department"].fillna("").astype(str).to_list(),
+        departments=items[of_kind].fillna("").astype(str).to_list(),
         prices=np.asarray(prices, dtype=np.float64),
         kinds=np.arange(len(items)) if kinds is None else pd.factorize(np.asarray(kinds), use_na_sentinel=False)[0],
         pairs=recommend.cohesion(train.matrix, 0.75),
@@ -379,38 +382,43 @@ def assemble(
         secret_check=pseudonym("the shop's own check", secret),
         encoder=reader,
     )
-    served.usual = usual_of(served, recent)
+    served.usual = usual_of(served, train, recent)
     return served
 
 
-def usual_of(served: Served, recent: Baskets, n: int = 1000) -> dict[str, Any]:
-    """What baskets looked like that the ranker has not learned from, for `drift.Monitor`.
+def usual_of(served: Served, train: Baskets, recent: Baskets, n: int = 1000) -> dict[str, Any]:
+    """What is usual, for `drift.Monitor`: counts of departments and sizes of open baskets and of first offers' scores.
 
-    Counts of departments, of basket sizes, and of the first offer's score when the last item of a basket was still to
-    come, over `n` of the baskets. A limit is twice what the two halves of the period differ by, at least 0.1.
+    From n of the `recent` baskets, which the ranker has not learned from, each with one item still to come. A limit
+    is one and a half times the most that a week of `train` differed from the eight before it; for scores, that the
+    halves of the recent baskets differ.
     """
-    order = np.argsort(recent.timestamps, kind="stable")
-    order = order[:: max(len(order) // n, 1)]
-    part = recent[order]
-    size = np.diff(part.matrix.indptr)
-    best = np.full(len(part), np.nan)
-    for row, household in enumerate(part.households.tolist()):
-        columns = part.matrix.indices[_slice(part.matrix, row)]
-        best[row] = served.quick.recommend(columns[:-1], household, None, 1)[1][0]
-    codes = served.department_codes[part.matrix.indices]
-    edges = {"size": np.array([2, 3, 5, 8, 12, 20]), "score": np.unique(np.quantile(best, np.arange(0.1, 1, 0.1)))}
-    halves = []
-    for half in (slice(0, len(part) // 2), slice(len(part) // 2, None)):
-        of = np.zeros(len(part), bool)
-        of[half] = True
-        counts = {"department": np.bincount(codes[np.repeat(of, size)], minlength=len(served.department_names))}
-        for name, values in (("size", size), ("score", best)):
-            bins = np.searchsorted(edges[name], values[of], side="right")
-            counts[name] = np.bincount(bins, minlength=len(edges[name]) + 1)
-        halves.append(counts)
-    first, second = halves
-    limits = {name: max(2 * psi(first[name], second[name]), 0.1) for name in first}
-    return {"counts": {name: first[name] + second[name] for name in first}, "edges": edges, "limits": limits}
+    edges = {"size": np.array([2, 3, 5, 8, 12, 20])}
+    week = (recommend.age_in_days(train) // 7).astype(int)  # 0 is the last
+
+    def counts(matrix: sparse.csr_matrix) -> dict[str, np.ndarray]:
+        size = np.searchsorted(edges["size"], np.diff(matrix.indptr), side="right")
+        departments = np.bincount(served.department_codes[matrix.indices], minlength=len(served.department_names))
+        return {"department": departments, "size": np.bincount(size, minlength=len(edges["size"]) + 1)}
+
+    weeks = [counts(train.matrix[np.flatnonzero(week == k)]) for k in range(week.max() + 1)]
+    measures = {"department": psi, "size": ks_of_counts}
+    limits = {}
+    for name, measure in measures.items():
+        of = np.array([c[name] for c in weeks])
+        steps = [measure(of[k + 1 : k + 9].sum(axis=0), of[k]) for k in range(max(len(of) - 9, 1))]
+        limits[name] = 1.5 * max(steps)
+    queries, _ = hide_one(recent)
+    queries = queries[:: max(len(queries) // n, 1)]
+    best = np.full(len(queries), np.nan)
+    for row, household in enumerate(queries.households.tolist()):
+        columns = queries.matrix.indices[_slice(queries.matrix, row)]
+        best[row] = served.quick.recommend(columns, household, None, 1)[1][0]
+    edges["score"] = np.unique(np.quantile(best, np.arange(0.1, 1, 0.1)))
+    bins = np.searchsorted(edges["score"], best, side="right")
+    halves = [np.bincount(part, minlength=len(edges["score"]) + 1) for part in (bins[::2], bins[1::2])]
+    limits["score"] = 1.5 * ks_of_counts(*halves)
+    return {"counts": counts(queries.matrix) | {"score": halves[0] + halves[1]}, "edges": edges, "limits": limits}
 
 
 def pseudonym(household: Any, secret: bytes) -> str:
@@ -518,12 +526,25 @@ def save(served: Served, folder: Path, encoder: Path | None = None) -> str:
         sums = {file.name: sha256(file) for file in sorted(Path(new).iterdir())}
         version = hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:12]
         (Path(new) / "manifest.json").write_text(json.dumps({"version": version, "sha256": sums}, indent=1))
-        if not (folder / version).exists():
+        if _damaged(folder / version, sums):
             os.chmod(new, 0o755)
+            if (folder / version).exists():
+                os.rename(folder / version, folder / f".damaged-{version}-{os.getpid()}")
             os.rename(new, folder / version)
             os.makedirs(new)  # for the context manager to clear away
     make_current(folder, version)
+    for left in folder.glob(".new-*"):  # by a process that was killed
+        if time.time() - left.stat().st_mtime > 3600:
+            shutil.rmtree(left, ignore_errors=True)
     return version
+
+
+def _damaged(place: Path, sums: dict[str, str]) -> str | None:
+    """The first file that is not what its checksum says; None where all are."""
+    for name, wanted in sums.items():
+        if Path(name).name != name or not (place / name).is_file() or sha256(place / name) != wanted:
+            return name
+    return None
 
 
 def make_current(folder: Path, version: str) -> None:
@@ -550,7 +571,7 @@ def sha256(file: Path) -> str:
 
 
 def load(folder: Path, version: str | None = None) -> Served:
-    """A version (else the current one), every checksum compared first; nothing in it can run code of its own.
+    """A version (else the current one), every checksum compared first; nothing is unpickled, only `CLASSES` are made.
 
     Raises ArtefactError for a missing, damaged or strange artefact. Arrays stay on disk until they are touched, and
     processes that serve the same version share them.
@@ -568,9 +589,8 @@ def load(folder: Path, version: str | None = None) -> Served:
         raise ArtefactError(f"Version {version!r} has no readable manifest.json; build it again.") from None
     if named != hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:12] or named != version:
         raise ArtefactError(f"The manifest of version {version!r} was changed; build it again.")
-    for name, wanted in sums.items():
-        if Path(name).name != name or not (place / name).is_file() or sha256(place / name) != wanted:
-            raise ArtefactError(f"{name} of version {version!r} is missing or damaged; build it again.")
+    if (name := _damaged(place, sums)) is not None:
+        raise ArtefactError(f"{name} of version {version!r} is missing or damaged; build it again.")
 
     def array(name: str) -> np.ndarray:
         if f"{name}.npy" not in sums:
@@ -591,7 +611,7 @@ def load(folder: Path, version: str | None = None) -> Served:
 
 
 def shop_names(items: pd.DataFrame) -> list[str]:
-    """What a shopper reads for each item of Complete Journey: type and size, and the category where it says more."""
+    """What a shopper reads for each item of Complete Journey: type, size, own brand; the category where it helps."""
     kind = items["type"].fillna("").str.lower().str.replace("/", " / ")
     category = items["category"].fillna("").str.lower()
     known = [
@@ -599,7 +619,8 @@ def shop_names(items: pd.DataFrame) -> list[str]:
     ]
     named = [k if same else f"{k} ({c})" for k, c, same in zip(kind, category, known, strict=True)]
     size = items["size"].fillna("").str.lower()
-    return [f"{name}, {s}" if s else name for name, s in zip(named, size, strict=True)]
+    own = np.where(items["brand"] == "Private", "own brand", "")
+    return [", ".join(filter(None, parts)) for parts in zip(named, size, own, strict=True)]
 
 
 def book_shop(folder: Path, secret: bytes) -> str:

@@ -39,7 +39,9 @@ def small_shop(split, encoder: Path, ranker=None) -> served.Served:
     kinds = split.items["name"].str.split().str[0]
     ranker = ranker or small_ranker(split)
     parts = (ranker, split.items, prices, split.households.to_list(), split.train, split.validation, encoder, SECRET)
-    return served.assemble(*parts, names=split.items["name"].to_list(), kinds=kinds)
+    names = split.items["name"].to_list()
+    names[19] = "soap <img src=x onerror=alert(1)>"  # the page must show it as it is
+    return served.assemble(*parts, names=names, kinds=kinds)
 
 
 def ask(address: str, key: str | None, body: object = None, data: bytes | None = None) -> tuple[int, dict]:

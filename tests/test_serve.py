@@ -98,6 +98,13 @@ def test_the_quick_ranker_asks_strange_members_the_long_way(sample_split):
     )
 
 
+def test_what_lies_in_the_basket_is_never_offered(ranker):
+    quick = QuickRanker(ranker)
+    for held in ([*range(28)], [*range(29)], [*range(2, 30)], [*range(30)]):
+        items, _ = quick.recommend(held, 0, None, 5)
+        assert set(items) == set(range(30)) - set(held)
+
+
 def test_an_empty_basket_and_more_offers_than_candidates(ranker):
     items, scores = QuickRanker(ranker).recommend([], NOBODY, None, 50)
     assert sorted(items) == list(range(30)) and (np.diff(scores) <= 0).all()
@@ -204,14 +211,34 @@ def test_what_is_not_there_is_said(tmp_path, folder):
         served.make_current(folder, "x")
 
 
-def test_a_save_that_is_killed_leaves_the_old_version(small, folder, encoder, monkeypatch):
-    before = served.load(folder).version
-    monkeypatch.setattr(served.os, "rename", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
-    small.names[0], name = "another name", small.names[0]
-    with pytest.raises(KeyboardInterrupt):
-        served.save(small, folder, encoder)
-    small.names[0] = name
-    assert served.load(folder).version == before and served.versions(folder) == [before]
+SAVE_FOR_EVER = """
+import itertools, pathlib, sys
+from recutils import served
+folder, encoder = map(pathlib.Path, sys.argv[1:])
+shop = served.load(folder)
+for n in itertools.count():
+    shop.names[0] = f"name {n}"
+    print(served.save(shop, folder, encoder), flush=True)
+"""
+
+
+def test_a_save_that_is_killed_leaves_a_whole_version(folder, encoder):
+    for pause in (0.02, 0.05, 0.11, 0.17, 0.23):
+        command = [sys.executable, "-c", SAVE_FOR_EVER, str(folder), str(encoder)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            process.stdout.readline()  # the first one is there
+            time.sleep(pause)
+            process.kill()
+        assert served.load(folder).names[0].startswith("name ")
+        for version in served.versions(folder):
+            served.load(folder, version)
+
+
+def test_saving_again_mends_a_damaged_version(small, folder, encoder):
+    version = served.versions(folder)[0]
+    (folder / version / "prices.npy").write_bytes(b"")
+    assert served.save(small, folder, encoder) == version
+    assert served.load(folder).version == version
 
 
 def test_pseudonyms_need_the_secret():
@@ -304,8 +331,8 @@ def test_the_monitor_alerts_on_drift_and_not_on_a_quiet_month(small):
         monitor.add("size", rng.choice(len(share), 3000, p=share))
     assert not any(quiet.alerts().values())
     assert loud.alerts() == {"department": False, "size": True, "score": False}
-    quiet.add("size", np.zeros(30_000, int))
-    assert quiet.seen["size"].sum() <= 20_000 and quiet.alerts()["size"]
+    quiet.add("size", np.zeros(150_000, int))
+    assert quiet.seen["size"].sum() <= 100_000 and quiet.alerts()["size"]
 
 
 # ---------------------------------------------------------------------------------------------- the API
@@ -411,6 +438,21 @@ def test_all_keys_are_compared_whatever_the_answer(settings, monkeypatch):
     assert len(compared) == 12
 
 
+def test_a_short_secret_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="too short"):
+        serve.Settings(tmp_path, b"guess me")
+
+
+def test_who_waits_too_long_in_line_is_told(client, monkeypatch):
+    statistics = type("Statistics", (), {"tasks_waiting": 20})
+    monkeypatch.setattr(
+        client.app.state.desk, "one_at_a_time", type("Line", (), {"statistics": lambda s: statistics})()
+    )
+    answer = client.get("/search?q=tea")
+    assert answer.status_code == 503 and answer.headers["Retry-After"] == "1"
+    assert client.post("/recommend", json={}).status_code == 200
+
+
 def test_keys_are_kept_as_hashes_for_the_owner_only(tmp_path):
     key = serve.new_key(tmp_path, "till")
     other = serve.new_key(tmp_path, "page")
@@ -422,7 +464,7 @@ def test_keys_are_kept_as_hashes_for_the_owner_only(tmp_path):
 
 
 def test_a_key_that_asks_too_often_must_wait(small, settings):
-    settings.rate, settings.burst = 5, 3
+    settings.rate, settings.burst = 5, 3  # a search counts two
     settings.keys["other"] = settings.keys["tests"][::-1]
     with TestClient(serve.create_app(settings, small)) as client:
         answers = [client.get("/similar/i00", headers={"X-API-Key": KEY}) for _ in range(6)]
@@ -430,6 +472,8 @@ def test_a_key_that_asks_too_often_must_wait(small, settings):
         assert int(answers[-1].headers["Retry-After"]) >= 1
         time.sleep(0.3)
         assert client.get("/similar/i00", headers={"X-API-Key": KEY}).status_code == 200
+        assert client.get("/search?q=tea", headers={"X-API-Key": KEY}).status_code == 429
+        assert client.get("/search?q=tea", headers={"X-API-Key": "wrong"}).status_code == 401
 
 
 def test_limits_of_size(client):
@@ -537,7 +581,7 @@ def test_not_ready_until_a_version_is_there(settings, small, encoder):
 
 def test_a_version_with_other_pseudonyms_is_refused(settings, small, encoder):
     served.save(small, settings.folder, encoder)
-    settings.secret, settings.look = b"another secret", 0.05
+    settings.secret, settings.look = b"another secret altogether", 0.05
     with TestClient(serve.create_app(settings)) as client:
         until = time.monotonic() + 20
         while "secret" not in client.get("/ready").json()["error"] and time.monotonic() < until:
@@ -710,7 +754,7 @@ def test_ten_thousand_hostile_requests_bring_nothing_down(live, schema_driven):
             case["headers"] = {**(case.get("headers") or {}), **({"X-API-Key": key} if n % 4 else {})}
             try:
                 status = session.request(**case, timeout=20).status_code
-            except requests.exceptions.RequestException:
+            except (requests.exceptions.InvalidHeader, requests.exceptions.InvalidURL, UnicodeError):
                 status = 0  # it never left: not a thing that HTTP can say
             seen[status] = seen.get(status, 0) + 1
     for n, request in enumerate(asked):
@@ -718,7 +762,7 @@ def test_ten_thousand_hostile_requests_bring_nothing_down(live, schema_driven):
         seen[status] = seen.get(status, 0) + 1
         if n == 1000:
             start = shop.memory(process)
-        assert status < 500, (status, request[:2], str(request[2])[:200])
+        assert 0 < status < 500, (status, request[:2], str(request[2])[:200])
     assert not [status for status in seen if status >= 500], seen
     print(len(schema_driven), len(asked), sorted(seen.items()), start, shop.memory(process))
     assert len(schema_driven) + len(asked) >= 10_000, (len(schema_driven), len(asked))
@@ -837,7 +881,8 @@ def test_from_search_to_explanation_by_keyboard_alone(chromium, book_shop, tmp_p
         page.press("Enter")
         sentence = page.wait("document.querySelector('#offers .why p')?.textContent")
         assert sentence.startswith(f"We offer {offers[0]}") and sentence.count("speaks for it") < 3
-        page.run("document.getElementById('make').click()")
+        page.run("document.getElementById('make').focus()")
+        page.press("Enter")
         bundle = page.wait(f"{NAMES.format('bundle')}.length == 4 && {NAMES.format('bundle')}")
         assert bundle[0] == page.run(NAMES.format("basket"))[-1]
         assert page.run("document.getElementById('message').textContent") == "" and not page.errors
@@ -863,6 +908,9 @@ def test_the_page_asks_for_a_key_and_says_what_is_wrong(chromium, live, tmp_path
         page.type(key)
         page.press("Enter")
         page.wait("document.querySelectorAll('#offers li').length == 5")
-        page.type("<img src=x onerror=alert(1)>")
-        page.wait("document.querySelectorAll('#found li').length > 0 || true")
+        page.type("soap large")
+        page.wait("[...document.querySelectorAll('#found li')].some(li => li.textContent.includes('<img'))")
+        page.press("Enter")  # a name that would be code, if it were put in as HTML
+        page.wait("document.querySelector('#basket .name')?.textContent.includes('<img')")
         assert page.run("document.images.length") == 0
+        assert all("401" in error for error in page.errors)  # the wrong key
