@@ -56,9 +56,10 @@ def ask(address: str, key: str | None, body: object = None, data: bytes | None =
 
 
 @contextlib.contextmanager
-def running(folder: Path, rate: float = 1e6, wait: bool = True):
+def running(folder: Path, rate: float = 1e6, wait: bool = True, secret: bytes | None = SECRET):
     """A service in a process of its own: its address, a key, and the process."""
-    (folder / "secret").write_text(SECRET.decode())
+    if secret is not None:
+        (folder / "secret").write_text(secret.decode())
     key = serve.new_key(folder, "tests")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import shop
 from browser import browsing
+from conftest import ROOT
 from fastapi.testclient import TestClient
 from scipy import sparse, stats
 
@@ -244,6 +245,18 @@ def test_saving_again_mends_a_damaged_version(small, folder, encoder):
 def test_pseudonyms_need_the_secret():
     assert served.pseudonym("h01", b"a") == served.pseudonym("h01", b"a") != served.pseudonym("h01", b"b")
     assert served.pseudonym("h01", b"a") != served.pseudonym("h02", b"a") and "h01" not in served.pseudonym("h01", b"a")
+
+
+def test_another_shop_is_served_by_the_code_on_its_page(sample, sample_split, tmp_path, monkeypatch):
+    """The second piece of code on the page 'Your own shop', run as it stands there."""
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "data" / "own_shop.md").read_text()
+    exec(page.split("```python\n")[2].split("```")[0], {"store": sample, "split": sample_split})
+    with shop.running(tmp_path / "served", secret=None) as (address, key, _):
+        status, answer = shop.ask(f"{address}/recommend", key, {"basket": ["i04"], "household": "h01", "k": 3})
+        assert status == 200 and len(answer["items"]) == 3
+        assert shop.ask(f"{address}/search?q=organic+tea", key)[1]["items"][0]["name"].endswith("tea organic")
+        assert shop.ask(f"{address}/explain", key, {"basket": ["i04"], "item": "i05"})[0] == 200
 
 
 # ---------------------------------------------------------------------------------------------- search, replacements
