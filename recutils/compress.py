@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def keep_layers(encoder: "Encoder", layers: Sequence[int]) -> "Encoder":
-    """A copy that has only some of its layers (numbers from 0, in order); the rest is shared with the original."""
+    """A copy that has only some of its layers (numbers from 0, in order); the original stays as it is."""
     import torch
 
     other = copy.copy(encoder)

@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,22 +53,14 @@ class QuickRanker:
         self.codes = list(ranker.codes.values())
         self.n_codes = [int(code.max()) + 1 for code in self.codes]
 
-    def rank(self, basket: np.ndarray, household: int = NOBODY, moment: Any = None) -> tuple[np.ndarray, np.ndarray]:
-        """Candidates and their scores, best first: item columns (n_candidates,) and scores (n_candidates,).
-
-        `basket`: different item columns; `household`: a row of the households in training, else a stranger;
-        `moment`: a datetime, or None.
-        """
-        items, scores, _ = self._rank(np.asarray(basket, dtype=np.int64), household, moment)
-        order = np.argsort(-scores, kind="stable")
-        return items[order], scores[order]
-
     def recommend(
         self, basket: np.ndarray, household: int = NOBODY, moment: Any = None, k: int = 10
     ) -> tuple[np.ndarray, np.ndarray]:
         """The `k` best items that are not in the basket, best first, and their scores.
 
-        As in `HybridRanker`, items that nobody proposed follow in the order of the member `behind`.
+        `basket`: different item columns; `household`: a row of the households in training, else a stranger;
+        `moment`: a datetime, or None. As in `HybridRanker`, items that nobody proposed follow in the order of the
+        member `behind`.
         """
         basket = np.asarray(basket, dtype=np.int64)
         items, scores, behind = self._rank(basket, household, moment)
@@ -271,17 +262,8 @@ class Served:
         self.household = {name: n for n, name in enumerate(self.pseudonyms)}
         self.shop = Shop(self.names, self.past, self.visits)
         self.word_row = {word: n for n, word in enumerate(self.words)}
-
-    @cached_property
-    def department_names(self) -> list[str]:
-        """The departments, sorted."""
-        return sorted(set(self.departments))
-
-    @cached_property
-    def department_codes(self) -> np.ndarray:
-        """Each item's place in `department_names`: (n_items,)."""
-        place = {name: n for n, name in enumerate(self.department_names)}
-        return np.array([place[name] for name in self.departments])
+        names, self.department_codes = np.unique(self.departments, return_inverse=True)  # (n_items,)
+        self.department_names: list[str] = names.tolist()  # sorted
 
     def search(self, query: str, k: int = 10) -> list[int]:
         """Items for a shopper's words: BM25, whose last word may be a beginning, plus cosine, each standardised.
@@ -521,10 +503,11 @@ def save(served: Served, folder: Path, encoder: Path | None = None) -> str:
         for place, array in arrays.items():
             np.save(Path(new) / f"{place}.npy", array, allow_pickle=False)
         (Path(new) / "state.json").write_text(json.dumps(state))
-        for name in ("encoder.onnx", "tokenizer.json") if encoder else ():
-            shutil.copy(Path(encoder or "") / name, new)
+        if encoder is not None:
+            for name in ("encoder.onnx", "tokenizer.json"):
+                shutil.copy(encoder / name, new)
         sums = {file.name: sha256(file) for file in sorted(Path(new).iterdir())}
-        version = hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:12]
+        version = _name(sums)
         (Path(new) / "manifest.json").write_text(json.dumps({"version": version, "sha256": sums}, indent=1))
         if _damaged(folder / version, sums):
             os.chmod(new, 0o755)
@@ -537,6 +520,11 @@ def save(served: Served, folder: Path, encoder: Path | None = None) -> str:
         if time.time() - left.stat().st_mtime > 3600:
             shutil.rmtree(left, ignore_errors=True)
     return version
+
+
+def _name(sums: dict[str, str]) -> str:
+    """The version that these checksums make."""
+    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:12]
 
 
 def _damaged(place: Path, sums: dict[str, str]) -> str | None:
@@ -587,7 +575,7 @@ def load(folder: Path, version: str | None = None) -> Served:
         sums, named = dict(manifest["sha256"]), manifest["version"]
     except (OSError, ValueError, KeyError, TypeError):
         raise ArtefactError(f"Version {version!r} has no readable manifest.json; build it again.") from None
-    if named != hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:12] or named != version:
+    if not named == version == _name(sums):
         raise ArtefactError(f"The manifest of version {version!r} was changed; build it again.")
     if (name := _damaged(place, sums)) is not None:
         raise ArtefactError(f"{name} of version {version!r} is missing or damaged; build it again.")
