@@ -7,7 +7,6 @@ import copy
 import logging
 import warnings
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -134,7 +133,7 @@ def taught_again(
     return encoder, vectors
 
 
-@partial(stage, apart=True)
+@stage(libraries=("torch", "transformers", "tokenizers"), apart=True)
 def _taught_again(
     texts: list[str], matrix: "sparse.csr_matrix", more: "sparse.csr_matrix", steps: int, layers: list[int]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:

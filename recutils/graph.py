@@ -7,7 +7,6 @@ scipy.sparse matrix (n_items, n_items) without a diagonal; what a network sees o
 import copy
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,10 @@ from recutils.data import Baskets
 from recutils.evaluate import rank_relevant
 from recutils.recommend import InnerProduct, keep_largest
 from recutils.rules import pair_counts, shrunk_log_lift
-from recutils.settings import SEED, stage
+from recutils.settings import TRAINING_SEED, repeatable, stage
 from recutils.text import best_device, train_steps
+
+LIBRARIES = ("torch", "torch-geometric")  # on which cached networks depend
 
 
 class GraphError(ValueError):
@@ -169,14 +170,14 @@ class ItemEncoder(nn.Module):
         identity: bool = True,
         layers: int = 2,
         width: int = 128,
-        seed: int = SEED,
+        seed: int = TRAINING_SEED,
     ) -> None:
         super().__init__()
         if conv not in ("gcn", "gat", "sage", "none"):
             raise GraphError(f"conv is {conv!r}; use 'gcn', 'gat', 'sage' or 'none'.")
         if features is None and not identity:
             raise GraphError("Without features and without identity all items are the same; give one of them.")
-        torch.manual_seed(seed)
+        repeatable(seed)
         self.features: torch.Tensor | None = None
         self.enter = None if features is None else nn.Linear(features.shape[1], width)
         # Where features tell items apart, their own vectors start at 0 and stay there for an item never seen.
@@ -246,7 +247,7 @@ def train_link_predictor(
     labels: sparse.csr_matrix | None = None,
     steps: int = 60,
     rows: int = 256,
-    seed: int = SEED,
+    seed: int = TRAINING_SEED,
     watch: Callable[[np.ndarray], float] | None = None,
     look: int = 30,
 ) -> list[float]:
@@ -303,7 +304,7 @@ def new_links(before: sparse.csr_matrix, after: sparse.csr_matrix) -> sparse.csr
     return _without_diagonal(after - after.multiply(before))
 
 
-@stage
+@stage(libraries=LIBRARIES)
 def shop_links(
     matrix: sparse.csr_matrix,
     validation: sparse.csr_matrix,
@@ -312,7 +313,7 @@ def shop_links(
     identity: bool = True,
     graded: bool = True,
     steps: int = 60,
-    seed: int = SEED,
+    seed: int = TRAINING_SEED,
 ) -> np.ndarray:
     """Vectors (n_items, width) whose dot products say which items go together, kept on disk.
 
@@ -391,7 +392,7 @@ class GraphRecommender(InnerProduct):
         conv: str = "gcn",
         identity: bool = True,
         steps: int = 80,
-        seed: int = SEED,
+        seed: int = TRAINING_SEED,
     ) -> None:
         self.features, self.conv, self.identity, self.steps, self.seed = features, conv, identity, steps, seed
 
@@ -410,7 +411,7 @@ class GraphRecommender(InnerProduct):
         return other.vectors()
 
 
-@partial(stage, apart=True)
+@stage(libraries=LIBRARIES, apart=True)
 def _basket_weights(
     matrix: sparse.csr_matrix,
     edges: list[sparse.csr_matrix],
@@ -480,7 +481,7 @@ def train_node_classifier(
     train_mask: Any,
     val_mask: Any,
     model: str = "gcn",
-    seed: int = SEED,
+    seed: int = TRAINING_SEED,
     steps: int = 300,
     patience: int = 50,
 ) -> tuple[NodeClassifier, torch.Tensor]:
@@ -503,7 +504,7 @@ def train_node_classifier(
         raise GraphError(f"{sizes}; the first length of all four is the number of nodes.")
     if not train.any() or not check.any() or (y[train | check] < 0).any():
         raise GraphError("train_mask and val_mask must each name nodes, and those need classes 0, 1, ...")
-    torch.manual_seed(seed)
+    repeatable(seed)
     found = NodeClassifier(x.shape[1], int(y.max()) + 1, model)
     graph = as_tensor(adjacency(edge_index, len(x)), model)
     unit = functional.normalize(x, dim=1)

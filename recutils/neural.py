@@ -6,7 +6,6 @@ What they share with the other explanations (parts, Shapley values, walks) is in
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,8 @@ from torch.nn import functional
 from recutils.data import Baskets
 from recutils.explain import all_subsets
 from recutils.recommend import Recommender
-from recutils.settings import SEED, release_memory, stage
-from recutils.text import Encoder, best_device, encode, fine_tune, load_encoder, pool, train_steps
+from recutils.settings import TRAINING_SEED, release_memory, repeatable, stage
+from recutils.text import LIBRARIES, Encoder, best_device, encode, fine_tune, load_encoder, pool, train_steps
 
 # ---------------------------------------------------------------------------------------------- a bilinear model
 
@@ -37,7 +36,12 @@ class BilinearRecommender(Recommender):
     """
 
     def __init__(
-        self, blocks: Sequence[np.ndarray], groups: np.ndarray, rank: int = 4, steps: int = 200, seed: int = SEED
+        self,
+        blocks: Sequence[np.ndarray],
+        groups: np.ndarray,
+        rank: int = 4,
+        steps: int = 200,
+        seed: int = TRAINING_SEED,
     ) -> None:
         self.ends = np.cumsum([0, *(b.shape[1] for b in blocks)])
         self.features = np.hstack(blocks).astype(np.float32)  # (n_items, width)
@@ -91,7 +95,7 @@ class BilinearRecommender(Recommender):
         return self.shared + self.left[group] @ self.right[group].T
 
 
-@stage
+@stage(libraries=("torch",))
 def _bilinear_weights(
     matrix: sparse.csr_matrix,
     owner: np.ndarray,
@@ -103,7 +107,7 @@ def _bilinear_weights(
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """W (2 width, width), U (n_groups, 2 width, rank), V (n_groups, width, rank), b (n_items,)."""
-    torch.manual_seed(seed)
+    repeatable(seed)
     rng, device = np.random.default_rng(seed), best_device()
     width, n_groups = features.shape[1], int(groups.max()) + 1
     h = torch.as_tensor(features, device=device)
@@ -241,14 +245,14 @@ def attention_received(encoder: Encoder, fields: Sequence[Sequence[str]], layer:
     return np.concatenate(found)
 
 
-def randomised(encoder: Encoder, layers: int, words: bool = False, seed: int = SEED) -> Encoder:
+def randomised(encoder: Encoder, layers: int, words: bool = False, seed: int = TRAINING_SEED) -> Encoder:
     """A copy with fresh random numbers in its upper `layers` layers and, with `words`, in its word vectors.
 
     Source: Adebayo et al. (2018).
     """
     other = load_encoder(encoder.name)
     other.model.load_state_dict(encoder.model.state_dict())
-    torch.manual_seed(seed)
+    repeatable(seed)
     for layer in list(other.model.encoder.layer)[::-1][:layers]:
         for part in layer.modules():
             if isinstance(part, nn.Linear):
@@ -304,7 +308,7 @@ def attribute_matcher(
     attributes: pd.DataFrame,
     weight: float = 0.3,
     steps: int = 150,
-    seed: int = SEED,
+    seed: int = TRAINING_SEED,
 ) -> AttributeMatcher:
     """An encoder taught two tasks at once: loss = purchase + weight * reason, kept on disk.
 
@@ -318,7 +322,7 @@ def attribute_matcher(
     return AttributeMatcher(vectors, heads, codes, usual)
 
 
-@partial(stage, apart=True)
+@stage(libraries=LIBRARIES, apart=True)
 def _two_tasks(
     texts: list[str],
     matrix: sparse.csr_matrix,

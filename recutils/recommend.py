@@ -24,7 +24,7 @@ from recutils.rules import (
     shrunk_log_lift,
     with_groups,
 )
-from recutils.settings import SEED, release_memory, stage
+from recutils.settings import SEED, TRAINING_SEED, release_memory, stage, threads
 
 
 def top_k(scores: np.ndarray, k: int) -> np.ndarray:
@@ -315,7 +315,7 @@ class ALS(Recommender):
         regularisation: float = 10.0,
         confidence: float = 10.0,
         basket: float = 1.0,
-        seed: int = SEED,
+        seed: int = TRAINING_SEED,
     ) -> None:
         self.factors, self.regularisation, self.confidence = factors, regularisation, confidence
         self.basket, self.seed = basket, seed
@@ -346,7 +346,9 @@ def _als(weights: sparse.csr_matrix, factors: int, regularisation: float, seed: 
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1, "blas"):  # implicit has threads of its own
-        model = AlternatingLeastSquares(factors, regularisation, alpha=1.0, iterations=10, random_state=seed)
+        model = AlternatingLeastSquares(
+            factors, regularisation, alpha=1.0, iterations=10, random_state=seed, num_threads=threads()
+        )
         model.fit(weights.astype(np.float32), show_progress=False)
     return model.user_factors, model.item_factors
 
@@ -571,7 +573,7 @@ class HybridRanker(Recommender):
         quota: int | Mapping[str, int] = 50,
         hides: int = 4,
         trees: int = 100,
-        seed: int = SEED,
+        seed: int = TRAINING_SEED,
     ) -> None:
         if behind not in members:
             raise ValueError(f"behind is {behind!r}; name one of the members: {', '.join(members)}.")
@@ -827,7 +829,7 @@ def shop_ranker(
     return HybridRanker(members, labels, groups, numbers, quota=quota)
 
 
-@stage
+@stage(libraries=("lightgbm",))
 def _grow_trees(told: np.ndarray, wanted: np.ndarray, sizes: np.ndarray, trees: int, seed: int) -> str:
     import lightgbm
 
@@ -843,7 +845,7 @@ def _grow_trees(told: np.ndarray, wanted: np.ndarray, sizes: np.ndarray, trees: 
         colsample_bytree=0.5,
         reg_lambda=5,
         max_bin=127,
-        n_jobs=2,
+        n_jobs=threads(),
         random_state=seed,
         deterministic=True,
         force_row_wise=True,

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from recutils.data import Baskets
 from recutils.recommend import Recommender
-from recutils.settings import SEED, stage
+from recutils.settings import TRAINING_SEED, repeatable, stage
 from recutils.text import best_device, bf16, train_steps
 
 
@@ -67,7 +67,12 @@ class SetTransformer(Recommender):
     """
 
     def __init__(
-        self, features: np.ndarray | None, steps: int = 250, width: int = 128, layers: int = 2, seed: int = SEED
+        self,
+        features: np.ndarray | None,
+        steps: int = 250,
+        width: int = 128,
+        layers: int = 2,
+        seed: int = TRAINING_SEED,
     ) -> None:
         self.features, self.steps, self.width, self.layers, self.seed = features, steps, width, layers, seed
 
@@ -89,11 +94,11 @@ class SetTransformer(Recommender):
         return scores
 
 
-@stage
+@stage(libraries=("torch",), apart=True)
 def _set_weights(
     matrix: sparse.csr_matrix, features: np.ndarray | None, steps: int, width: int, layers: int, seed: int
 ) -> tuple[dict[str, np.ndarray], list[float]]:
-    torch.manual_seed(seed)
+    repeatable(seed)
     device, rng = best_device(), np.random.default_rng(seed)
     encoder = SetEncoder(features, np.asarray(matrix.sum(axis=0)).ravel(), width, layers).to(device)
     matrix = matrix[np.flatnonzero(np.diff(matrix.indptr) >= 2)]

@@ -8,7 +8,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,11 @@ from torch.nn import functional
 from transformers import AutoModel, AutoModelForTokenClassification, AutoTokenizer
 from transformers.utils import logging
 
-from recutils.settings import SEED, release_memory, stage
+from recutils.settings import TRAINING_SEED, deterministic, precision, release_memory, repeatable, stage
 
 EMBEDDED = "all-MiniLM-L6-v2"
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+LIBRARIES = ("torch", "transformers", "tokenizers")  # on which a cached encoder depends
 # Kernels are kept for every shape of batch; the last hundred are enough and save a third of a gigabyte.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "100")
 logging.disable_progress_bar()
@@ -63,18 +63,9 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def has_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies 16-bit brain floats itself; where it does not, they would be slower than fp32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Older releases of PyTorch cannot say; fp32 is the safe answer there.
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
 def bf16(device: torch.device) -> torch.autocast:
-    """A context in which matrix products run in bf16 where the device has it."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device))
+    """A context in which matrix products run in bf16 where `settings.precision` says so."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision() == "bf16")
 
 
 def model_folder(name: str = EMBEDDED) -> Path:
@@ -217,6 +208,7 @@ def train_steps(
     `accumulate` losses are averaged into one update, whose gradient is cut to length `clip`. `after(step)`, called
     after each update, may return True to stop early. Returns the loss of each update.
     """
+    deterministic()
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01, fused=True)
     climb = max(1, round(warmup * steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -324,7 +316,7 @@ def fine_tune(
     learning_rate: float = 2e-4,
     scale: float = 10.0,
     correct_popularity: bool = True,
-    seed: int = SEED,
+    seed: int = TRAINING_SEED,
     after: Callable[[int], bool] | None = None,
     also: Callable[[torch.Tensor, np.ndarray], torch.Tensor] | None = None,
     groups: Sequence[dict] = (),
@@ -338,7 +330,7 @@ def fine_tune(
     column of the item that it lacks (n_pairs,); AdamW's parameter `groups` are what only that task needs.
     """
     rng = np.random.default_rng(seed)
-    torch.manual_seed(seed)
+    repeatable(seed)
     encoder.model.eval().embeddings.requires_grad_(False)
     share = np.asarray(matrix.sum(axis=0)).ravel() / matrix.sum()
     log_share = torch.as_tensor(np.log(np.maximum(share, 1e-9)), dtype=torch.float32, device=encoder.device)
@@ -356,7 +348,7 @@ def fine_tune(
 
 
 def shop_encoder(
-    texts: list[str], matrix: sparse.csr_matrix, steps: int = 150, seed: int = SEED, name: str = EMBEDDED
+    texts: list[str], matrix: sparse.csr_matrix, steps: int = 150, seed: int = TRAINING_SEED, name: str = EMBEDDED
 ) -> Encoder:
     """`load_encoder` and `fine_tune`, built once for these texts and baskets and kept on disk (chapters 02 to 07).
 
@@ -369,15 +361,15 @@ def shop_encoder(
     return encoder
 
 
-@stage
+@stage(libraries=LIBRARIES)
 def shop_vectors(
-    texts: list[str], matrix: sparse.csr_matrix, steps: int = 150, seed: int = SEED, name: str = EMBEDDED
+    texts: list[str], matrix: sparse.csr_matrix, steps: int = 150, seed: int = TRAINING_SEED, name: str = EMBEDDED
 ) -> np.ndarray:
     """`encode(shop_encoder(...), texts)`, kept on disk: (n_items, width)."""
     return encode(shop_encoder(texts, matrix, steps, seed, name), texts)
 
 
-@partial(stage, apart=True)
+@stage(libraries=LIBRARIES, apart=True)
 def _weights(texts: list[str], matrix: sparse.csr_matrix, steps: int, seed: int, name: str) -> dict[str, np.ndarray]:
     encoder = load_encoder(name)
     fine_tune(encoder, texts, matrix, steps, seed=seed)
@@ -416,12 +408,12 @@ def train_tagger(
     steps: int,
     batch: int = 64,
     learning_rate: float = 5e-4,
-    seed: int = SEED,
+    seed: int = TRAINING_SEED,
     name: str = EMBEDDED,
 ) -> Tagger:
     """Fine-tune a token classifier on words (a list a text) and their BIO tags; only a word's first token counts."""
     labels = ["O"] + [f"{part}-{f}" for f in sorted({t[2:] for ts in tags for t in ts if t != "O"}) for part in "BI"]
-    torch.manual_seed(seed)
+    repeatable(seed)
     model, tokenizer = load_model(model_folder(name), AutoModelForTokenClassification, num_labels=len(labels))
     model.base_model.embeddings.requires_grad_(False)
     rng = np.random.default_rng(seed)

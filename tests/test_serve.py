@@ -285,7 +285,7 @@ def test_the_exported_encoder_agrees_with_torch(encoder, tmp_path):
     torch_encoder = text.load_encoder()
     torch_encoder.model.float()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text, "has_bf16", lambda device: False)
+        patch.setenv("RECUTILS_PRECISION", "fp32")
         wanted = text.encode(torch_encoder, texts)
     whole = compress.OnnxEncoder(compress.export_onnx(torch_encoder, tmp_path, quantise=False)).encode(texts)
     np.testing.assert_allclose(whole, wanted, atol=1e-4)

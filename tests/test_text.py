@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from torch.nn import functional
 from transformers import AutoTokenizer, BertConfig, BertModel
 
-from recutils import data, evaluate, text
+from recutils import data, evaluate, settings, text
 
 TEXTS = ["grocery, soft drinks, 2 ltr", "produce, bananas", "frzn ss premium entrees/dnrs, national, 9 oz", "milk"]
 
@@ -97,7 +97,7 @@ def test_encode_agrees_with_sentence_transformers(encoder):
 
 
 def test_a_text_has_one_vector_whatever_else_is_in_the_batch(encoder, monkeypatch):
-    monkeypatch.setattr(text, "has_bf16", lambda device: False)
+    monkeypatch.setenv("RECUTILS_PRECISION", "fp32")
     whole = text.encode(encoder, TEXTS * 20, batch_size=7)
     np.testing.assert_allclose(whole, np.tile(text.encode(encoder, TEXTS), (20, 1)), atol=1e-5)
     np.testing.assert_allclose(whole[2], text.encode(encoder, TEXTS[2:3])[0], atol=1e-5)
@@ -275,7 +275,7 @@ def test_the_chapter_keeps_its_promises():
 
 def test_sorting_and_bf16_are_faster_than_padding(encoder, journey_split):
     """Generous: the notebook measures the factor; here only that there is one."""
-    if not text.has_bf16(encoder.device):
+    if settings.precision() == "fp32":
         pytest.skip("This processor has no bf16.")
     import time
 
