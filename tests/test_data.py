@@ -285,7 +285,7 @@ def _build(folder, queue):
     queue.put(len(_slow_stage("x")))
 
 
-@settings.stage
+@settings.stage()
 def _slow_stage(name: str) -> str:
     import os
     import time
@@ -331,10 +331,9 @@ def test_a_stage_apart_is_built_elsewhere_and_fails_here(tmp_path, monkeypatch):
     """Its own process leaves the result on disk; what goes wrong there goes wrong here too, where it can be read."""
     code = """
         import os
-        from functools import partial
         from recutils.settings import stage
 
-        @partial(stage, apart=True)
+        @stage(apart=True)
         def who(number):
             if number < 0:
                 raise ValueError("a number below nothing")

@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import nbformat
+import runner
 import yaml
 
 from recutils import evaluate, settings
@@ -35,14 +36,21 @@ def pages() -> list[str]:
     return [toc["root"], *(c["file"] for part in toc["parts"] for c in part["chapters"])]
 
 
+def executed(notebooks: Path) -> list[dict]:
+    """What tools/runner.py says of each notebook it executed into this folder."""
+    return [json.loads(p.read_text(encoding="utf-8")) for p in sorted(notebooks.glob("*.run.json"))]
+
+
 def executed_page(notebooks: Path) -> str:
     """The page that says what was executed, how long it took, and with what."""
     text = "# Executed on\n\n"
-    if (notebooks / "runs.json").exists():
-        runs = json.loads((notebooks / "runs.json").read_text(encoding="utf-8"))
+    runs = executed(notebooks)
+    if runs:
         text += "The notebooks of this book, as they were executed for it, each from a clean kernel:\n\n"
-        text += "| notebook | seconds | peak memory (GB) |\n|---|---|---|\n"
-        text += "".join(f"| {r['notebook']} | {r['seconds']} | {r['peak_gb']} |\n" for r in runs)
+        text += "| notebook | seconds | peak memory (GB) | |\n|---|---|---|---|\n"
+        for r in runs:
+            state = f"failed in cell {r['failure']['cell']}" if r["failure"] else "whole"
+            text += f"| {r['notebook']} | {r['seconds']} | {r['peak_gb']} | {state} |\n"
     else:
         text += "This copy was rendered from the outputs stored with the notebooks; `make book` executes them anew.\n"
     text += f"\nProfile `{settings.profile()}`, {os.cpu_count()} CPU cores, {platform.system()}, "
@@ -81,6 +89,9 @@ def html(notebooks: Path) -> None:
     shutil.move(STAGE / "_build" / "html", HTML)
     print(f"rendered in {time.perf_counter() - start:.0f} s")
     print(f"The book: {HTML / 'index.html'}")
+    failed = [runner.line(run) for run in executed(notebooks) if run["failure"]]
+    if failed:
+        sys.exit("Not whole; each chapter below says on its page what to try:\n" + "\n".join(failed))
 
 
 def table(task: str = "complete_the_basket", metric: str = "ndcg@10") -> str:

@@ -1,36 +1,48 @@
 """Execute the notebooks, each from a clean kernel, and say what each one cost.
 
-    python tools/runner.py run OUT     execute copies into the folder OUT, with OUT/runs.json
+    python tools/runner.py run OUT     execute copies into OUT; what is there and still holds stays (make book)
     python tools/runner.py commit      execute into notebooks/ from the .md files (make notebooks)
     python tools/runner.py format      let ruff format the code in the .md files (make format)
 
-Time is wall-clock, memory the kernel's peak resident size.
+Beside each executed copy lies NAME.run.json: the key of what was executed, time, memory, and the failure, if any. Time
+is wall-clock; memory is the peak of the kernel and of the processes it starts, together.
 """
 
 import argparse
+import contextlib
+import hashlib
 import json
+import os
 import re
-import resource
 import subprocess
 import sys
 import tempfile
 import time
-from multiprocessing import get_context
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import distributions
 from pathlib import Path
+from typing import Any
 
 import jupytext
 import nbformat
+import psutil
+from measure import Watch, kernels
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 from recutils import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
+TIMES = NOTEBOOKS / "times.json"  # seconds of each cell in the last committed run: for "what is left"
 
 
 def cells(notebook) -> list[tuple]:
     """What a pair must agree on: type, source and tags of each cell."""
     return [(c.cell_type, c.source.rstrip(), sorted(c.metadata.get("tags", []))) for c in notebook.cells]
+
+
+# ---------------------------------------------------------------------------------------------- outputs
 
 
 def dress(notebook) -> None:
@@ -56,27 +68,216 @@ def _settle(shown: dict, name: str) -> None:
         shown["text/plain"] = re.sub(r"<(\S+) at 0x[0-9a-f]+>", r"<\1>", shown["text/plain"])
 
 
-def execute(source: Path, target: Path) -> dict:
-    """Execute one notebook in this process's only kernel, write it, return its time and peak memory."""
+def write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+# ---------------------------------------------------------------------------------------------- one notebook
+
+
+class Progress:
+    """One line that says which cell runs, how long it has been and what is left, by the times of earlier runs."""
+
+    def __init__(self, name: str, expected: list[float], later: float) -> None:
+        self.name, self.expected, self.later = name, expected, later
+        self.start, self.said = time.perf_counter(), 0.0
+
+    def cell(self, place: int, n_cells: int) -> None:
+        """Cell `place` (from 0) of `n_cells` starts now. A terminal sees each, a log one line in 30 seconds."""
+        elapsed = time.perf_counter() - self.start
+        live = sys.stdout.isatty()
+        if not live and elapsed - self.said < 30:
+            return
+        self.said = elapsed
+        done, whole = sum(self.expected[:place]), sum(self.expected)
+        pace = max(elapsed / done, 0.5) if done > 5 else 1.0  # slower or faster than the run that was stored
+        left = f", about {clock((whole - done + self.later) * pace)} left in all" if whole else ""
+        line = f"{self.name}: cell {place + 1} of {n_cells}, {clock(elapsed)}{left}"
+        print(f"\r\033[K{line}" if live else f"  {line}", end="" if live else "\n", flush=True)
+
+    def end(self) -> None:
+        """Take the line away again."""
+        if sys.stdout.isatty():
+            print("\r\033[K", end="")
+
+
+def clock(seconds: float) -> str:
+    """Seconds as minutes and seconds.
+
+    >>> clock(3725)
+    '62 min 05 s'
+    """
+    return f"{seconds // 60:.0f} min {seconds % 60:02.0f} s" if seconds >= 60 else f"{seconds:.0f} s"
+
+
+def execute(source: Path, expected: list[float], later: float = 0.0) -> tuple[Any, dict]:
+    """One notebook executed in a kernel of its own, up to the first error: the notebook, and what its run was like."""
     notebook = jupytext.read(source)
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"{source.stem[:2]}-{number:03d}"
-    start = time.perf_counter()
-    patience = 7200 if settings.profile() == "long" else 600  # seconds a cell
+    patience = 7200 if settings.profile() == "long" else 1200  # seconds a cell
     client = NotebookClient(notebook, timeout=patience, kernel_name="python3", record_timing=False)
     client.resources = {"metadata": {"path": str(NOTEBOOKS)}}
     client.extra_arguments = ["--IPKernelApp.log_level=40"]  # spare us its remarks on its own sockets
-    client.execute()
-    for cell in notebook.cells:  # a figure that cannot be drawn is an error output, not an exception
-        if any(output.output_type == "error" for output in cell.get("outputs", [])):
-            raise RuntimeError(f"{source.name}: a cell shows an error:\n{cell.source}")
-    seconds = time.perf_counter() - start
+    progress = Progress(source.stem, expected, later)
+    starts: dict[int, float] = {}
+
+    def begin(cell: Any, cell_index: int) -> None:
+        starts[cell_index] = time.perf_counter()
+        progress.cell(cell_index, len(notebook.cells))
+
+    client.on_cell_start = begin
+    failure = None
+    with Watch() as watch:
+        try:
+            work = ThreadPoolExecutor(1).submit(client.execute)  # not here, where nbclient would take Ctrl-C for itself
+            work.result()
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+            failure = {"cell": max(starts, default=0) + 1, "error": _last_line(error), "kind": type(error).__name__}
+    progress.end()
+    for number, cell in enumerate(notebook.cells):  # a figure that cannot be drawn is an error output, no exception
+        errors = [output for output in cell.get("outputs", []) if output.output_type == "error"]
+        if errors and failure is None:
+            failure = {"cell": number + 1, "error": f"{errors[0].ename}: {errors[0].evalue}", "kind": "output"}
     dress(notebook)
     nbformat.validate(notebook)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(notebook, target)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6  # kB on Linux
-    return {"notebook": source.stem, "seconds": round(seconds, 1), "peak_gb": round(peak, 2)}
+    seconds = [round(_duration(starts, n, watch), 1) for n in range(len(notebook.cells))]
+    run = {"notebook": source.stem, "seconds": round(watch.seconds, 1), "peak_gb": round(watch.peak_gb, 2)}
+    memory = [round(_most(starts, n, watch), 2) for n in range(len(notebook.cells))]
+    run |= {"n_cells": len(notebook.cells), "cells": seconds, "cells_gb": memory, "failure": failure}
+    return notebook, run
+
+
+def _end(starts: dict[int, float], cell: int, watch: Watch) -> float:
+    return min((t for n, t in starts.items() if n > cell), default=watch.start + watch.seconds)
+
+
+def _duration(starts: dict[int, float], cell: int, watch: Watch) -> float:
+    return _end(starts, cell, watch) - starts[cell] if cell in starts else 0.0
+
+
+def _most(starts: dict[int, float], cell: int, watch: Watch) -> float:
+    """The most memory seen while a cell ran (0 where it was over before anybody looked), in GB."""
+    if cell not in starts:
+        return 0.0
+    return max((gb for t, gb in watch.course if starts[cell] <= t < _end(starts, cell, watch)), default=0.0)
+
+
+def _last_line(error: Exception) -> str:
+    """What went wrong, without the trace."""
+    if isinstance(error, CellExecutionError):
+        return f"{error.ename}: {error.evalue}".splitlines()[0][:300]
+    return "the cell took too long" if isinstance(error, CellTimeoutError) else "the kernel died"
+
+
+def advice(failure: dict) -> str:
+    """What a person may try after a failure."""
+    if failure["kind"] == "DeadKernelError" or "MemoryError" in failure["error"]:
+        return "Most often memory ran out: close other programs, then `make book` again; only this chapter runs."
+    if failure["kind"] == "CellTimeoutError":
+        return "Something else keeps the machine busy, or it is very slow; `make book` again runs only this chapter."
+    if "ModuleNotFoundError" in failure["error"] or "ImportError" in failure["error"]:
+        return "A package is missing or of another version: `make clean`, then `make book`."
+    return "Open it with `make lab` and run it cell by cell; `make book` again runs only what has changed or failed."
+
+
+def mark(notebook: Any, run: dict) -> None:
+    """Say on top of a page that it did not run to its end."""
+    failure = run["failure"]
+    text = f"```{{danger}} This chapter did not run to its end\nCell {failure['cell']} of {run['n_cells']} failed: "
+    text += f"{failure['error']}\n\n{advice(failure)}\n```"
+    notebook.cells.insert(1, nbformat.v4.new_markdown_cell(text, id=f"{run['notebook'][:2]}-failed"))
+
+
+# ---------------------------------------------------------------------------------------------- all of them
+
+
+def run_key(name: str) -> str:
+    """A hash of what an executed notebook depends on: its source, the package, the settings, what is installed.
+
+    A notebook that reads the result rows of others depends on these, too.
+    """
+    source = (NOTEBOOKS / f"{name}.md").read_text(encoding="utf-8")
+    parts = [source, Path(__file__).read_text(encoding="utf-8"), settings.profile(), settings.numerics()]
+    parts += [str(settings.TRAINING_SEED), sys.version]
+    modules = sorted((ROOT / "recutils").glob("**/*.py"))
+    parts += [settings.code_digest(".".join(p.relative_to(ROOT).with_suffix("").parts)) for p in modules]
+    parts += sorted(f"{d.metadata['Name']} {d.version}" for d in distributions())
+    if "read_results" in source:
+        others = sorted(settings.results_folder().glob("*.json"))
+        parts += [p.read_text(encoding="utf-8") for p in others if p.name != f"{name}.json"]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def stored_times() -> dict[str, list[float]]:
+    """Seconds of each cell, by notebook, from the last committed run."""
+    return json.loads(TIMES.read_text(encoding="utf-8")) if TIMES.exists() else {}
+
+
+def last_run(out: Path, name: str) -> dict | None:
+    """What is known of an executed copy, None where there is none or a part of it is gone."""
+    record = out / f"{name}.run.json"
+    if not record.exists() or not (out / f"{name}.ipynb").exists():
+        return None
+    run = json.loads(record.read_text(encoding="utf-8"))
+    return run if run["rows"] == own_rows(name).exists() else None
+
+
+def run_all(names: list[str], out: Path) -> list[dict]:
+    """Execute copies into `out`, those that still hold left out; one that fails is marked, and the others go on."""
+    runs, times = [], stored_times()
+    for place, name in enumerate(names):
+        key, run = run_key(name), last_run(out, name)
+        if run and run["key"] == key and not run["failure"]:
+            print(f"{name:<30} executed before (key {key})", flush=True)
+        else:
+            (out / f"{name}.run.json").unlink(missing_ok=True)
+            if "RECUTILS_RESULTS" in os.environ:
+                own_rows(name).unlink(missing_ok=True)
+            later = sum(sum(times.get(n, [])) for n in names[place + 1 :])
+            notebook, run = execute(NOTEBOOKS / f"{name}.md", times.get(name, []), later)
+            if run["failure"]:
+                mark(notebook, run)
+            run |= {"key": key, "rows": own_rows(name).exists()}
+            write(out / f"{name}.ipynb", nbformat.writes(notebook))
+            write(out / f"{name}.run.json", json.dumps(run) + "\n")
+            print(line(run), flush=True)
+        runs.append(run)
+    return runs
+
+
+def own_rows(name: str) -> Path:
+    """Where this run of a chapter keeps its result rows."""
+    return settings.results_folder() / f"{name}{'.long' if settings.profile() == 'long' else ''}.json"
+
+
+def line(run: dict) -> str:
+    """A run in one line."""
+    text = f"{run['notebook']:<30} {clock(run['seconds']):>12} {run['peak_gb']:>6.2f} GB"
+    failure = run["failure"]
+    if failure:
+        text += f"  FAILED in cell {failure['cell']} of {run['n_cells']}: {failure['error']}"
+    return text if "key" not in run else f"{text}  (key {run['key']})"
+
+
+def commit(names: list[str]) -> None:
+    """Execute the .md files into notebooks/; the first that fails or was edited without its pair ends it."""
+    for name in names:
+        if stale(name):
+            sys.exit(
+                f"notebooks/{name}.ipynb was edited without its pair; run: jupytext --to md:myst notebooks/{name}.ipynb"
+            )
+        times = stored_times()
+        notebook, run = execute(NOTEBOOKS / f"{name}.md", times.get(name, []))
+        print(line(run), flush=True)
+        if run["failure"]:
+            sys.exit(1)
+        write(NOTEBOOKS / f"{name}.ipynb", nbformat.writes(notebook))
+        write(TIMES, json.dumps({**times, name: run["cells"]}, sort_keys=True).replace("], ", "],\n") + "\n")
 
 
 def stale(name: str) -> bool:
@@ -102,29 +303,28 @@ def tidy(source: Path) -> None:
 
 
 def main() -> None:
-    """Run what the command line asks for; exit with 1 and the failing cell's error where a notebook fails."""
+    """Run what the command line asks for; exit with 1 where a notebook failed, with 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["run", "commit", "format"])
     parser.add_argument("out", nargs="?", type=Path, default=NOTEBOOKS)
     parser.add_argument("--only", default="", help="the start of the names of the notebooks wanted, such as 04")
     options = parser.parse_args()
     names = sorted(p.stem for p in NOTEBOOKS.glob(f"{options.only}*.md"))
-    runs = []
-    for name in names:
+    try:
         if options.command == "format":
-            tidy(NOTEBOOKS / f"{name}.md")
-            continue
-        if options.command == "commit" and stale(name):
-            sys.exit(
-                f"notebooks/{name}.ipynb was edited without its pair; run: jupytext --to md:myst notebooks/{name}.ipynb"
-            )
-        # A process each, so that the peak memory is this notebook's own.
-        with get_context("spawn").Pool(1) as pool:
-            run = pool.apply(execute, (NOTEBOOKS / f"{name}.md", options.out / f"{name}.ipynb"))
-        print(f"{name:<28}{run['seconds']:>8.1f} s {run['peak_gb']:>6.2f} GB", flush=True)
-        runs.append(run)
-    if options.command == "run":
-        (options.out / "runs.json").write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
+            for name in names:
+                tidy(NOTEBOOKS / f"{name}.md")
+        elif options.command == "commit":
+            commit(names)
+        else:
+            runs = run_all(names, options.out)
+            sys.exit(int(any(run["failure"] for run in runs)))
+    except KeyboardInterrupt:
+        for process in kernels():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        print("\nInterrupted. What was finished stays; the same command goes on from there.")
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,165 @@
+"""Check the notebooks: all cells run, tagged outputs are as stored, result rows as kept, memory within its limit.
+
+    python tools/check.py                  in the world that the environment makes (make test)
+    python tools/check.py plain seed ...   in worlds of tools/worlds.toml, each from empty caches (make shake)
+    python tools/check.py --export plain   print a world's variables for a shell (.ci/run)
+
+nbval runs the cells and compares outputs. What each notebook cost and which rows moved most goes to
+_build/worlds/WORLD/report.json and is printed.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+KEPT = ROOT / "data" / "results"
+MOST_GB = 1.8  # of a kernel and the processes it starts, so that a container of 2 GB survives it
+CELL_SECONDS = 1200
+
+# How far a result row may move from one machine, precision and seed to another, relative to its value. Counting moves
+# in its last digits; what an encoder says as it came, by the rounding of bf16; what training found, by more, since
+# without bf16 the encoder is trained for half of the steps. Coverage hangs on the last places of every list.
+TOLERANCES = {"counted": 0.005, "encoded": 0.05, "trained": 0.15, "trained coverage": 0.3}
+ENCODED = {"02_bert_fine_tuning": "zero_shot"}
+TRAINED = {
+    "02_bert_fine_tuning": "^text",
+    "03_product_graph": "graph|gcn|gat|text_cosine|all_three",
+    "05_recommendation_and_bundles": "hybrid|set_transformer|feature_factors|als",
+    "06_explanation": "",
+    "07_deployment": "",
+}
+
+
+def worlds() -> dict[str, dict[str, str]]:
+    """The variables of each world; names of kernels mean nothing where the processor is no x86."""
+    found = tomllib.loads((ROOT / "tools" / "worlds.toml").read_text(encoding="utf-8"))
+    if platform.machine() not in ("x86_64", "AMD64"):
+        found["plain"] = {"RECUTILS_PRECISION": "fp32"}
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- result rows
+
+
+def rows(folder: Path) -> dict[tuple, dict]:
+    """All rows of a folder by what they measure."""
+    return {
+        (r["chapter"], r["model"], r["task"], r["split"], r["metric"], r["source"]): r
+        for file in sorted(folder.glob("*.json"))
+        for r in json.loads(file.read_text(encoding="utf-8"))
+    }
+
+
+def kind(key: tuple) -> str:
+    """Which of TOLERANCES a row falls under."""
+    chapter, model, metric = key[0], key[1], key[4]
+    if re.search(ENCODED.get(chapter, "^$"), model):
+        return "encoded"
+    if chapter in TRAINED and re.search(TRAINED[chapter], model):
+        return "trained coverage" if metric.startswith("coverage") else "trained"
+    return "counted"
+
+
+def compare(kept: dict[tuple, dict], fresh: dict[tuple, dict], chapters: Iterable[str]) -> tuple[list[dict], list[str]]:
+    """How far each row moved, those that moved most first; and what is wrong: rows too far off, missing, too many."""
+    kept = {k: r for k, r in kept.items() if r["source"] == "notebook" and k[0] in set(chapters)}
+    wrong = [f"{key}: {'missing' if key in kept else 'not kept'}" for key in sorted(kept.keys() ^ fresh.keys())]
+    moved = []
+    for key in kept.keys() & fresh.keys():
+        before, now, of = kept[key]["value"], fresh[key]["value"], kind(key)
+        by = abs(now - before) / max(abs(before), 1e-4 / TOLERANCES[of], 1e-9)
+        moved.append({"row": " ".join(key[:5]), "kind": of, "kept": before, "now": now, "by": by})
+        if kept[key]["n"] != fresh[key]["n"]:
+            wrong.append(f"{key}: n is {fresh[key]['n']}, kept with {kept[key]['n']}")
+        if not by <= TOLERANCES[of]:
+            wrong.append(f"{key} ({of}): {now} instead of {before}, off by {by:.1%}; {TOLERANCES[of]:.1%} are allowed")
+    return sorted(moved, key=lambda r: -r["by"] / TOLERANCES[r["kind"]]), wrong
+
+
+# ---------------------------------------------------------------------------------------------- a world
+
+
+def check_notebook(notebook: Path, environment: dict[str, str]) -> dict:
+    """nbval over one notebook: did it pass, what it said, its time and memory."""
+    from measure import Watch
+
+    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-q", "-p", "no:cacheprovider"]
+    command += [f"--nbval-cell-timeout={CELL_SECONDS}", "--no-header", str(notebook)]
+    with Watch() as watch:
+        run = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True)
+    passed = run.returncode == 0 and watch.peak_gb <= MOST_GB
+    said = run.stdout[-6000:] + run.stderr[-2000:]
+    if watch.peak_gb > MOST_GB:
+        said += f"\n{notebook.stem} held {watch.peak_gb:.2f} GB; {MOST_GB} are allowed.\n"
+    found = {"notebook": notebook.stem, "passed": passed, "seconds": round(watch.seconds, 1)}
+    return {**found, "peak_gb": round(watch.peak_gb, 2), "said": said}
+
+
+def check_world(name: str, notebooks: list[Path], own: dict[str, str], fresh_cache: bool) -> dict:
+    """Every notebook in one world, and its result rows beside the kept ones."""
+    place = ROOT / "_build" / "worlds" / name
+    shutil.rmtree(place, ignore_errors=True)
+    environment = {**os.environ, **own, "RECUTILS_RESULTS": str(place / "results")}
+    if fresh_cache:
+        environment["RECUTILS_CACHE"] = str(place / "cache")
+    print(f"{name}: {' '.join(f'{k}={v}' for k, v in own.items()) or 'as it is here'}", flush=True)
+    runs = []
+    for notebook in notebooks:
+        run = check_notebook(notebook, environment)
+        state = "passed" if run["passed"] else "FAILED"
+        print(f"  {run['notebook']:<30} {run['seconds']:>7.1f} s {run['peak_gb']:>6.2f} GB  {state}", flush=True)
+        if not run["passed"]:
+            print(run["said"], flush=True)
+        runs.append(run)
+    stems = [n.stem for n in notebooks]
+    moved, wrong = compare(rows(KEPT), rows(place / "results"), stems)
+    shutil.rmtree(place / "cache", ignore_errors=True)
+    report = {"world": name, "runs": runs, "moved": moved, "wrong": wrong}
+    (place / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return report
+
+
+def table(report: dict) -> str:
+    """What moved most in a world, three rows of each kind, and what is wrong there."""
+    total = sum(run["seconds"] for run in report["runs"])
+    peak = max(run["peak_gb"] for run in report["runs"])
+    text = f"\n{report['world']}: {len(report['runs'])} notebooks, {total / 60:.1f} min, at most {peak:.2f} GB\n"
+    for of, most in TOLERANCES.items():
+        some = [row for row in report["moved"] if row["kind"] == of]
+        text += f"  {of}: {len(some)} rows, allowed {most:.1%}\n"
+        for row in some[:3]:
+            text += f"    {row['by']:6.2%}  {row['row']}: {row['kept']:.4f} -> {row['now']:.4f}\n"
+    return text + "".join(f"  WRONG {line}\n" for line in report["wrong"])
+
+
+def main() -> None:
+    """Run what the command line asks for; exit with 1 where anything failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("worlds", nargs="*", choices=[*worlds(), []], help="none: the world of the environment")
+    parser.add_argument("--export", choices=worlds(), help="print the variables of this world for a shell")
+    parser.add_argument("--only", default="", help="the start of the names of the notebooks wanted, such as 04")
+    parser.add_argument("--notebooks", type=Path, default=ROOT / "notebooks")
+    options = parser.parse_args()
+    if options.export:
+        variables = {**worlds()[options.export], "RECUTILS_WORLD": options.export}
+        print("\n".join(f"export {name}={value}" for name, value in variables.items()))
+        return
+    notebooks = sorted(options.notebooks.glob(f"{options.only}*.ipynb"))
+    here = os.environ.get("RECUTILS_WORLD", "home")
+    reports = [check_world(name, notebooks, worlds()[name], True) for name in options.worlds]
+    reports = reports or [check_world(here, notebooks, {}, False)]
+    print("".join(map(table, reports)))
+    sys.exit(int(any(r["wrong"] or not all(run["passed"] for run in r["runs"]) for r in reports)))
+
+
+if __name__ == "__main__":
+    main()
