@@ -3,9 +3,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+LAB := $(patsubst notebooks/%.ipynb,%,$(wildcard notebooks/*.ipynb))
+COLAB := 01 02 04
 export RECUTILS_CACHE ?= $(CURDIR)/.cache
 
-.PHONY: book test shake lab serve notebooks screenshot long format html leaderboard bench clean
+.PHONY: book test shake lab-check colab-check address lab serve notebooks screenshot long format html leaderboard bench clean
 
 book: .venv/book
 	@RECUTILS_RESULTS=$(CURDIR)/_build/results $(BIN)/python tools/runner.py run _build/notebooks || [ $$? -eq 1 ]
@@ -19,6 +21,15 @@ test: .venv/test
 
 shake: .venv/test
 	$(BIN)/python tools/check.py plain seed thread
+
+lab-check: .venv/test
+	RECUTILS_STRICT=1 RECUTILS_LAB="$(LAB)" $(BIN)/pytest -q tests/test_lab.py
+
+colab-check: .venv/test
+	$(BIN)/python tools/colab.py $(COLAB)
+
+address: .venv/book
+	@$(BIN)/python tools/address.py $(URL)
 
 lab: .venv/book
 	$(BIN)/jupyter lab notebooks

@@ -17,7 +17,7 @@ from scipy import sparse
 
 from recutils.data import Baskets, Split
 from recutils.recommend import Recommender, top_k, without_basket
-from recutils.settings import SEED, profile, results_folder
+from recutils.settings import REPOSITORY_RESULTS, SEED, profile, results_folder
 
 # ---------------------------------------------------------------------------------------------- metrics
 # `ranks` is (n_queries, max_relevant): the places, from 1, of a query's relevant items among all candidates;
@@ -277,14 +277,19 @@ def fingerprint(configuration: dict) -> str:
     return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def results_name(chapter: str) -> str:
+    """The file, without its ending, in which this profile keeps a chapter's rows."""
+    return chapter if profile() == "cpu" else f"{chapter}.{profile()}"
+
+
 def save_results(chapter: str, rows: list[dict], configuration: dict | None = None) -> pd.DataFrame:
     """Show a chapter's headline rows and, where `RECUTILS_RESULTS` names a folder, keep them as `<chapter>.json`.
 
-    A long run's rows go to `<chapter>.long.json` beside it, each with the fingerprint of its `configuration`.
+    A long run's rows go to `<chapter>.long.json` beside it, each with the fingerprint of its `configuration`; those of
+    the profile `gpu` to `<chapter>.gpu.json`.
     """
-    name = chapter
+    name = results_name(chapter)
     if profile() == "long":
-        name += ".long"
         rows = [{**row, "configuration": fingerprint(configuration or {})} for row in rows]
     if "RECUTILS_RESULTS" in os.environ:
         folder = results_folder()
@@ -297,9 +302,15 @@ def save_results(chapter: str, rows: list[dict], configuration: dict | None = No
 
 
 def read_results(folder: Path | None = None) -> pd.DataFrame:
-    """All result rows that chapters have kept, from `folder` (default: `settings.results_folder()`)."""
-    files = sorted((folder or results_folder()).glob("*.json"))
-    return pd.DataFrame([row for file in files for row in json.loads(file.read_text(encoding="utf-8"))])
+    """All result rows that chapters have kept, from `folder` (default: `settings.results_folder()`).
+
+    Rows of long runs that the folder lacks are those that came with the repository: no short run makes them. Those of
+    the profile `gpu` are read in that profile only, after the chapter's others.
+    """
+    stored = [] if folder else REPOSITORY_RESULTS.glob("*.long.json")
+    files = {p.name: p for p in (*stored, *(folder or results_folder()).glob("*.json"))}
+    names = [name for name in sorted(files) if profile() == "gpu" or not name.endswith(".gpu.json")]
+    return pd.DataFrame([row for name in names for row in json.loads(files[name].read_text(encoding="utf-8"))])
 
 
 def leaderboard(

@@ -40,6 +40,7 @@ from scipy import sparse
 
 SEED = 0  # of the split, of what is hidden, of samples and intervals: the protocol, the same in every world
 TRAINING_SEED = int(os.environ.get("RECUTILS_SEED", "0"))
+REPOSITORY_RESULTS = Path(__file__).resolve().parent.parent / "data" / "results"
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -154,8 +155,7 @@ def cache_folder() -> Path:
 
 def results_folder() -> Path:
     """Where result rows are read from: `RECUTILS_RESULTS`, else `data/results` of the repository."""
-    default = Path(__file__).resolve().parent.parent / "data" / "results"
-    return Path(os.environ.get("RECUTILS_RESULTS", default))
+    return Path(os.environ.get("RECUTILS_RESULTS", REPOSITORY_RESULTS))
 
 
 # ---------------------------------------------------------------------------------------------- stages

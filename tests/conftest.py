@@ -1,4 +1,5 @@
-"""Fixtures, and one rule: where RECUTILS_STRICT is set (CI sets it), what is missing fails instead of being skipped."""
+"""Fixtures, and one rule: what RECUTILS_STRICT demands (`browser`, `data`, or 1 for all; CI sets it) fails where it is
+missing, instead of being skipped."""
 
 import os
 import shutil
@@ -12,9 +13,9 @@ from recutils import data
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def missing(what: str) -> None:
-    """Skip the test with a plain message; in CI, fail it."""
-    if os.environ.get("RECUTILS_STRICT"):
+def missing(what: str, need: str) -> None:
+    """Skip the test with a plain message; where RECUTILS_STRICT demands what is needed, fail it."""
+    if os.environ.get("RECUTILS_STRICT", "") in ("1", need):
         pytest.fail(what)
     pytest.skip(what)
 
@@ -24,7 +25,7 @@ def shared() -> Path:
     """The folder of real data that is not the book's; its place is in RECUTILS_SHARED_DATA."""
     folder = Path(os.environ.get("RECUTILS_SHARED_DATA", "not-set"))
     if not (folder / "groceries_baskets.csv").exists():
-        missing("RECUTILS_SHARED_DATA names no folder with groceries_baskets.csv and online_retail.parquet.")
+        missing("RECUTILS_SHARED_DATA names no folder with groceries_baskets.csv and online_retail.parquet.", "data")
     return folder
 
 
@@ -33,7 +34,10 @@ def chromium() -> str:
     """A Chromium to look at the book with."""
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:
-        missing("Chromium is not installed (Debian: apt-get install chromium); the rendered book was not looked at.")
+        missing(
+            "Chromium is not installed (Debian: apt-get install chromium); the rendered book was not looked at.",
+            "browser",
+        )
     return str(found)
 
 

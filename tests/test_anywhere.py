@@ -157,8 +157,8 @@ def test_two_precisions_and_two_numbers_of_threads_never_share_an_entry(package)
 
 
 def row(value, model="ease", metric="ndcg@10", chapter="05_recommendation_and_bundles", n=100):
-    key = (chapter, model, "complete_the_basket", "test", metric, "notebook")
-    return key, {"chapter": chapter, "value": value, "n": n, "source": "notebook"}
+    key = (chapter, model, "complete_the_basket", "test", metric, "notebook", "cpu")
+    return key, {"chapter": chapter, "value": value, "n": n, "source": "notebook", "profile": "cpu"}
 
 
 @pytest.mark.parametrize(

@@ -182,4 +182,8 @@ def test_a_long_run_is_kept_apart_and_says_with_what_settings(sample_split, tmp_
         ("long_run", "long", evaluate.fingerprint({"rate": 0.1, "steps": 7}))
     }
     assert evaluate.fingerprint({"steps": 8, "rate": 0.1}) != kept[0]["configuration"]
-    assert len(evaluate.read_results()) == 8 and len(evaluate.leaderboard(evaluate.read_results())) == 1
+    found = evaluate.read_results(tmp_path)
+    assert len(found) == 8 and len(evaluate.leaderboard(found)) == 1
+    # Elsewhere, too, the long runs that came with the repository are at hand.
+    monkeypatch.setenv("RECUTILS_RESULTS", str(tmp_path / "elsewhere"))
+    assert set(evaluate.read_results()["source"]) == {"long_run"}

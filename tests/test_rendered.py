@@ -40,7 +40,7 @@ def requests_of_the_page(log):
 def see(chromium, tmp_path_factory):
     """Open a page; return its document after scripts ran, and what went wrong: console errors, network requests."""
     if not (HTML / "index.html").exists():
-        missing("The book was not rendered; make html does that.")
+        missing("The book was not rendered; make html does that.", "browser")
     folder = tmp_path_factory.mktemp("chromium")
 
     def open_page(page):
@@ -128,7 +128,7 @@ def test_search_finds_a_chapter(see):
 
 def test_no_page_loads_anything_from_elsewhere():
     if not (HTML / "index.html").exists():
-        missing("The book was not rendered; make html does that.")
+        missing("The book was not rendered; make html does that.", "browser")
     for page in HTML.rglob("*.html"):
         for tag in re.findall(r"<(?:script|link|img|iframe)[^>]+>", page.read_text(encoding="utf-8")):
             if "image/svg" in tag or 'rel="canonical"' in tag or "badge" in tag or "img.shields.io" in tag:

@@ -25,6 +25,9 @@ KEPT = ROOT / "data" / "results"
 MOST_GB = 1.8  # of a kernel and the processes it starts, so that a container of 2 GB survives it
 CELL_SECONDS = 1200
 
+# What numpy 2.4 calls its kernels beyond AVX2, and the processor's flag that each needs.
+NUMPY_FEATURES = {"X86_V4": "avx512f", "AVX512_ICL": "avx512_vbmi2", "AVX512_SPR": "avx512_fp16"}
+
 # How far a result row may move from one machine, precision and seed to another, relative to its value. Counting moves
 # in its last digits; what an encoder says as it came, by the rounding of bf16; what training found, by more, since
 # without bf16 the encoder is trained for half of the steps. Coverage hangs on the last places of every list.
@@ -44,6 +47,11 @@ def worlds() -> dict[str, dict[str, str]]:
     found = tomllib.loads((ROOT / "tools" / "worlds.toml").read_text(encoding="utf-8"))
     if platform.machine() not in ("x86_64", "AMD64"):
         found["plain"] = {"RECUTILS_PRECISION": "fp32"}
+    cpu = Path("/proc/cpuinfo")
+    flags = set(cpu.read_text().split()) if cpu.exists() else set()
+    own = [name for name, flag in NUMPY_FEATURES.items() if flag in flags]
+    if own:  # numpy complains of a feature that the processor does not have
+        found["plain"]["NPY_DISABLE_CPU_FEATURES"] = " ".join(own)
     return found
 
 
@@ -53,7 +61,7 @@ def worlds() -> dict[str, dict[str, str]]:
 def rows(folder: Path) -> dict[tuple, dict]:
     """All rows of a folder by what they measure."""
     return {
-        (r["chapter"], r["model"], r["task"], r["split"], r["metric"], r["source"]): r
+        (r["chapter"], r["model"], r["task"], r["split"], r["metric"], r["source"], r["profile"]): r
         for file in sorted(folder.glob("*.json"))
         for r in json.loads(file.read_text(encoding="utf-8"))
     }
@@ -71,7 +79,10 @@ def kind(key: tuple) -> str:
 
 def compare(kept: dict[tuple, dict], fresh: dict[tuple, dict], chapters: Iterable[str]) -> tuple[list[dict], list[str]]:
     """How far each row moved, those that moved most first; and what is wrong: rows too far off, missing, too many."""
-    kept = {k: r for k, r in kept.items() if r["source"] == "notebook" and k[0] in set(chapters)}
+    profiles = {r["profile"] for r in fresh.values()} or {"cpu"}
+    kept = {k: r for k, r in kept.items() if k[5] == "notebook" and k[6] in profiles and k[0] in set(chapters)}
+    if profiles == {"gpu"} and not kept:
+        return [], []  # the first run on a GPU: its rows are there to be kept
     wrong = [f"{key}: {'missing' if key in kept else 'not kept'}" for key in sorted(kept.keys() ^ fresh.keys())]
     moved = []
     for key in kept.keys() & fresh.keys():
@@ -92,8 +103,9 @@ def check_notebook(notebook: Path, environment: dict[str, str]) -> dict:
     """nbval over one notebook: did it pass, what it said, its time and memory."""
     from measure import Watch
 
+    seconds = 6 * CELL_SECONDS if environment.get("RECUTILS_PROFILE") == "gpu" else CELL_SECONDS
     command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-q", "-p", "no:cacheprovider"]
-    command += [f"--nbval-cell-timeout={CELL_SECONDS}", "--no-header", str(notebook)]
+    command += [f"--nbval-cell-timeout={seconds}", "--no-header", str(notebook)]
     with Watch() as watch:
         run = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True)
     passed = run.returncode == 0 and watch.peak_gb <= MOST_GB
@@ -151,7 +163,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.export:
         variables = {**worlds()[options.export], "RECUTILS_WORLD": options.export}
-        print("\n".join(f"export {name}={value}" for name, value in variables.items()))
+        print("\n".join(f"export {name}='{value}'" for name, value in variables.items()))
         return
     notebooks = sorted(options.notebooks.glob(f"{options.only}*.ipynb"))
     here = os.environ.get("RECUTILS_WORLD", "home")

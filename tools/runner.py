@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from measure import Watch, kernels
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-from recutils import settings
+from recutils import evaluate, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -84,19 +84,25 @@ class Progress:
 
     def __init__(self, name: str, expected: list[float], later: float) -> None:
         self.name, self.expected, self.later = name, expected, later
-        self.start, self.said = time.perf_counter(), 0.0
+        self.cell, self.start, self.said = 0, time.perf_counter(), 0.0
+        self.begun = self.start  # of the cell that runs (from 0)
 
-    def cell(self, place: int, n_cells: int) -> None:
-        """Cell `place` (from 0) of `n_cells` starts now. A terminal sees each, a log one line in 30 seconds."""
-        elapsed = time.perf_counter() - self.start
-        live = sys.stdout.isatty()
+    def begin(self, cell: int) -> None:
+        """This cell starts now."""
+        self.cell, self.begun = cell, time.perf_counter()
+
+    def say(self, n_cells: int) -> None:
+        """A terminal sees the line anew every second, a log one in thirty."""
+        now, live = time.perf_counter(), sys.stdout.isatty()
+        elapsed = now - self.start
         if not live and elapsed - self.said < 30:
             return
         self.said = elapsed
-        done, whole = sum(self.expected[:place]), sum(self.expected)
-        pace = max(elapsed / done, 0.5) if done > 5 else 1.0  # slower or faster than the run that was stored
-        left = f", about {clock((whole - done + self.later) * pace)} left in all" if whole else ""
-        line = f"{self.name}: cell {place + 1} of {n_cells}, {clock(elapsed)}{left}"
+        done, whole = sum(self.expected[: self.cell]), sum(self.expected)
+        pace = max((self.begun - self.start) / done, 0.5) if done > 5 else 1.0  # beside the run that was stored
+        ahead = max((whole - done) * pace - (now - self.begun), 0) + self.later * pace
+        left = f", about {clock(ahead)} left in all" if whole else ""
+        line = f"{self.name}: cell {self.cell + 1} of {n_cells}, {clock(elapsed)}{left}"
         print(f"\r\033[K{line}" if live else f"  {line}", end="" if live else "\n", flush=True)
 
     def end(self) -> None:
@@ -119,7 +125,7 @@ def execute(source: Path, expected: list[float], later: float = 0.0) -> tuple[An
     notebook = jupytext.read(source)
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"{source.stem[:2]}-{number:03d}"
-    patience = 7200 if settings.profile() == "long" else 1200  # seconds a cell
+    patience = 1200 if settings.profile() == "cpu" else 7200  # seconds a cell
     client = NotebookClient(notebook, timeout=patience, kernel_name="python3", record_timing=False)
     client.resources = {"metadata": {"path": str(NOTEBOOKS)}}
     client.extra_arguments = ["--IPKernelApp.log_level=40"]  # spare us its remarks on its own sockets
@@ -128,13 +134,15 @@ def execute(source: Path, expected: list[float], later: float = 0.0) -> tuple[An
 
     def begin(cell: Any, cell_index: int) -> None:
         starts[cell_index] = time.perf_counter()
-        progress.cell(cell_index, len(notebook.cells))
+        progress.begin(cell_index)
 
     client.on_cell_start = begin
     failure = None
     with Watch() as watch:
         try:
             work = ThreadPoolExecutor(1).submit(client.execute)  # not here, where nbclient would take Ctrl-C for itself
+            while not wait([work], timeout=1).done:
+                progress.say(len(notebook.cells))
             work.result()
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             failure = {"cell": max(starts, default=0) + 1, "error": _last_line(error), "kind": type(error).__name__}
@@ -199,7 +207,7 @@ def mark(notebook: Any, run: dict) -> None:
 def run_key(name: str) -> str:
     """A hash of what an executed notebook depends on: its source, the package, the settings, what is installed.
 
-    A notebook that reads the result rows of others depends on these, too.
+    A notebook that reads the result rows of earlier ones depends on these, too.
     """
     source = (NOTEBOOKS / f"{name}.md").read_text(encoding="utf-8")
     parts = [source, Path(__file__).read_text(encoding="utf-8"), settings.profile(), settings.numerics()]
@@ -208,8 +216,8 @@ def run_key(name: str) -> str:
     parts += [settings.code_digest(".".join(p.relative_to(ROOT).with_suffix("").parts)) for p in modules]
     parts += sorted(f"{d.metadata['Name']} {d.version}" for d in distributions())
     if "read_results" in source:
-        others = sorted(settings.results_folder().glob("*.json"))
-        parts += [p.read_text(encoding="utf-8") for p in others if p.name != f"{name}.json"]
+        kept = sorted(settings.results_folder().glob("*.json"))
+        parts += [p.read_text(encoding="utf-8") for p in kept if p.name < name]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
@@ -252,7 +260,7 @@ def run_all(names: list[str], out: Path) -> list[dict]:
 
 def own_rows(name: str) -> Path:
     """Where this run of a chapter keeps its result rows."""
-    return settings.results_folder() / f"{name}{'.long' if settings.profile() == 'long' else ''}.json"
+    return settings.results_folder() / f"{evaluate.results_name(name)}.json"
 
 
 def line(run: dict) -> str:
