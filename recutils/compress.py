@@ -133,7 +133,7 @@ def taught_again(
     return encoder, vectors
 
 
-@stage(libraries=("torch", "transformers", "tokenizers"), apart=True)
+@stage(libraries=("torch", "transformers", "tokenizers"))
 def _taught_again(
     texts: list[str], matrix: "sparse.csr_matrix", more: "sparse.csr_matrix", steps: int, layers: list[int]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -180,7 +180,7 @@ class ItemEncoder(nn.Module):
         repeatable(seed)
         self.features: torch.Tensor | None = None
         self.enter = None if features is None else nn.Linear(features.shape[1], width)
-        # Where features tell items apart, their own vectors start at 0 and stay there for an item never seen.
+        # Where features tell items apart, their own vectors start at 0; an item never seen moves as a negative only.
         start = 0.1 * torch.randn(edges[0].shape[0], width) * (features is None)
         self.own = nn.Parameter(start) if identity else None
         self.conv, kinds = conv, len(edges) if conv != "none" else 1
@@ -411,7 +411,7 @@ class GraphRecommender(InnerProduct):
         return other.vectors()
 
 
-@stage(libraries=LIBRARIES, apart=True)
+@stage(libraries=LIBRARIES)
 def _basket_weights(
     matrix: sparse.csr_matrix,
     edges: list[sparse.csr_matrix],

@@ -18,7 +18,7 @@ from torch.nn import functional
 from recutils.data import Baskets
 from recutils.explain import all_subsets
 from recutils.recommend import Recommender
-from recutils.settings import TRAINING_SEED, release_memory, repeatable, stage
+from recutils.settings import TRAINING_SEED, affordable, release_memory, repeatable, stage
 from recutils.text import LIBRARIES, Encoder, best_device, encode, fine_tune, load_encoder, pool, train_steps
 
 # ---------------------------------------------------------------------------------------------- a bilinear model
@@ -307,10 +307,10 @@ def attribute_matcher(
     matrix: sparse.csr_matrix,
     attributes: pd.DataFrame,
     weight: float = 0.3,
-    steps: int = 150,
+    steps: int | None = None,
     seed: int = TRAINING_SEED,
 ) -> AttributeMatcher:
-    """An encoder taught two tasks at once: loss = purchase + weight * reason, kept on disk.
+    """An encoder taught two tasks at once: loss = purchase + weight * reason, kept on disk; 150 `affordable` steps.
 
     Purchase: `leave_one_out_loss`, as in chapter 02. Reason: from the rest of a basket name each attribute of the
     item that was left out (softmax over its values, mean over the columns of `attributes` (n_items rows)).
@@ -318,11 +318,12 @@ def attribute_matcher(
     codes = {name: pd.factorize(attributes[name].fillna(""), sort=True)[0] for name in attributes}
     sold = np.asarray(matrix.sum(axis=0)).ravel()
     usual = {name: np.bincount(c, sold) / sold.sum() for name, c in codes.items()}
+    steps = affordable(150) if steps is None else steps
     vectors, heads = _two_tasks(texts, matrix, codes, usual, weight, steps, seed)
     return AttributeMatcher(vectors, heads, codes, usual)
 
 
-@stage(libraries=LIBRARIES, apart=True)
+@stage(libraries=LIBRARIES)
 def _two_tasks(
     texts: list[str],
     matrix: sparse.csr_matrix,

@@ -589,7 +589,7 @@ class HybridRanker(Recommender):
         self._know_items(train)
         self._know_households(train)
         if self.labels is not None:
-            self.learn(self.table(*hide_in_turn(self.labels, self.hides, self.seed), negatives=40))
+            self.learn(self.table(*hide_in_turn(self.labels, self.hides), negatives=40))
 
     def learn(self, table: "Candidates") -> Self:
         """Grow the trees on a table of candidates; nothing else changes. What was grown is kept on disk."""

@@ -94,7 +94,7 @@ class SetTransformer(Recommender):
         return scores
 
 
-@stage(libraries=("torch",), apart=True)
+@stage(libraries=("torch",))
 def _set_weights(
     matrix: sparse.csr_matrix, features: np.ndarray | None, steps: int, width: int, layers: int, seed: int
 ) -> tuple[dict[str, np.ndarray], list[float]]:

@@ -17,22 +17,16 @@ import ctypes
 import functools
 import gc
 import hashlib
-import importlib
 import os
 import platform
 import random
-import subprocess
 import sys
-import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-import joblib
 import numpy as np
 from filelock import FileLock
 from joblib import Memory
@@ -103,6 +97,11 @@ def in_fp32() -> Iterator[None]:
             os.environ["RECUTILS_PRECISION"] = before
 
 
+def affordable(steps: int) -> int:
+    """As many training steps of an encoder as fit the same time here: half of them where it computes in fp32."""
+    return steps if precision() == "bf16" else steps // 2
+
+
 def threads() -> int:
     """On how many threads networks and trees are trained: `RECUTILS_THREADS`, else one a processor."""
     return int(os.environ.get("RECUTILS_THREADS", os.cpu_count() or 1))
@@ -161,9 +160,7 @@ def results_folder() -> Path:
 # ---------------------------------------------------------------------------------------------- stages
 
 
-def stage(
-    version: int = 1, libraries: tuple[str, ...] = (), apart: bool = False
-) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def stage(version: int = 1, libraries: tuple[str, ...] = ()) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A decorator that keeps a function's result on disk, by its arguments and by all else that it depends on.
 
     That is `stage_key`: the code of its module and of all modules of this package that it imports, `version` (to be
@@ -171,8 +168,7 @@ def stage(
     of `libraries`, and, where PyTorch is among these, `numerics`. A stage holds models and tables, never measurements.
 
     Two processes that ask for the same stage build it once: the second waits for the first. A damaged or deleted
-    cache is built again. With `apart`, what is not yet there is built in a process of its own, whose memory is free
-    again afterwards, and which ends with its parent.
+    cache is built again.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -183,10 +179,7 @@ def stage(
             folder = cache_folder() / f"{function.__name__}-{stage_key(function, version, libraries)}"
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / "lock"):
-                memory = Memory(folder, verbose=0).cache(function)
-                if apart and not memory.check_call_in_cache(*given, **named):
-                    _build_apart((function.__module__, function.__name__, str(folder), given, named))
-                return memory(*given, **named)
+                return Memory(folder, verbose=0).cache(function)(*given, **named)
 
         return cached
 
@@ -258,29 +251,6 @@ def _canonical(value: Any) -> Any:
     if isinstance(value, sparse.csr_matrix):
         return sparse.csr_matrix((value.data, value.indices, value.indptr), value.shape)
     return [_canonical(v) for v in value] if isinstance(value, list) else value
-
-
-def _build_apart(task: tuple) -> None:
-    """Build a stage in a process of its own; where that fails the caller does it itself, and shows the error."""
-    with tempfile.TemporaryDirectory() as place:
-        file = Path(place) / "task"
-        joblib.dump(task, file)
-        code = f"from recutils.settings import build; build({str(file)!r}, {os.getpid()})"
-        subprocess.run([sys.executable, "-c", code], capture_output=True)
-
-
-def build(file: str, parent: int) -> None:
-    """What a stage's own process does: read what is to be done from a file, do it, keep the result in its folder."""
-
-    def watch() -> None:  # an interrupted notebook leaves nobody training behind
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    module, name, folder, given, named = joblib.load(file)
-    function = getattr(importlib.import_module(module), name).__wrapped__
-    Memory(folder, verbose=0).cache(function)(*given, **named)
 
 
 def release_memory() -> None:

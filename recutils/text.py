@@ -21,7 +21,7 @@ from torch.nn import functional
 from transformers import AutoModel, AutoModelForTokenClassification, AutoTokenizer
 from transformers.utils import logging
 
-from recutils.settings import TRAINING_SEED, deterministic, precision, release_memory, repeatable, stage
+from recutils.settings import TRAINING_SEED, affordable, deterministic, precision, release_memory, repeatable, stage
 
 EMBEDDED = "all-MiniLM-L6-v2"
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -348,28 +348,41 @@ def fine_tune(
 
 
 def shop_encoder(
-    texts: list[str], matrix: sparse.csr_matrix, steps: int = 150, seed: int = TRAINING_SEED, name: str = EMBEDDED
+    texts: list[str],
+    matrix: sparse.csr_matrix,
+    steps: int | None = None,
+    seed: int = TRAINING_SEED,
+    name: str = EMBEDDED,
 ) -> Encoder:
     """`load_encoder` and `fine_tune`, built once for these texts and baskets and kept on disk (chapters 02 to 07).
 
-    `steps=0` gives the encoder as it was.
+    `steps=0` gives the encoder as it was; by default it learns for 150 steps, where that is `affordable`.
     """
     encoder = load_encoder(name)
+    steps = affordable(150) if steps is None else steps
     if steps:
         weights = _weights(texts, matrix, steps, seed, name)
         encoder.model.load_state_dict({name: torch.as_tensor(value) for name, value in weights.items()})
     return encoder
 
 
-@stage(libraries=LIBRARIES)
 def shop_vectors(
-    texts: list[str], matrix: sparse.csr_matrix, steps: int = 150, seed: int = TRAINING_SEED, name: str = EMBEDDED
+    texts: list[str],
+    matrix: sparse.csr_matrix,
+    steps: int | None = None,
+    seed: int = TRAINING_SEED,
+    name: str = EMBEDDED,
 ) -> np.ndarray:
     """`encode(shop_encoder(...), texts)`, kept on disk: (n_items, width)."""
+    return _vectors(texts, matrix, affordable(150) if steps is None else steps, seed, name)
+
+
+@stage(libraries=LIBRARIES)
+def _vectors(texts: list[str], matrix: sparse.csr_matrix, steps: int, seed: int, name: str) -> np.ndarray:
     return encode(shop_encoder(texts, matrix, steps, seed, name), texts)
 
 
-@stage(libraries=LIBRARIES, apart=True)
+@stage(libraries=LIBRARIES)
 def _weights(texts: list[str], matrix: sparse.csr_matrix, steps: int, seed: int, name: str) -> dict[str, np.ndarray]:
     encoder = load_encoder(name)
     fine_tune(encoder, texts, matrix, steps, seed=seed)

@@ -1,9 +1,7 @@
 """The store, the split, the features, and what happens with files that are wrong."""
 
-import importlib
 import multiprocessing
 import os
-import textwrap
 import warnings
 from dataclasses import replace
 
@@ -279,7 +277,6 @@ def test_the_practice_shelf_is_another_tenth_sold_only_in_validation(journey_spl
 
 
 def _build(folder, queue):
-    import os
 
     os.environ["RECUTILS_CACHE"] = str(folder)
     queue.put(len(_slow_stage("x")))
@@ -287,7 +284,6 @@ def _build(folder, queue):
 
 @settings.stage()
 def _slow_stage(name: str) -> str:
-    import os
     import time
     from pathlib import Path
 
@@ -325,26 +321,3 @@ def test_profile(monkeypatch):
     monkeypatch.setenv("RECUTILS_PROFILE", "fast")
     with pytest.raises(ValueError, match="'auto', 'cpu', 'gpu' or 'long'"):
         settings.profile()
-
-
-def test_a_stage_apart_is_built_elsewhere_and_fails_here(tmp_path, monkeypatch):
-    """Its own process leaves the result on disk; what goes wrong there goes wrong here too, where it can be read."""
-    code = """
-        import os
-        from recutils.settings import stage
-
-        @stage(apart=True)
-        def who(number):
-            if number < 0:
-                raise ValueError("a number below nothing")
-            return os.getpid(), number
-        """
-    (tmp_path / "apart_sample.py").write_text(textwrap.dedent(code))
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setenv("RECUTILS_CACHE", str(tmp_path / "cache"))
-    who = importlib.import_module("apart_sample").who
-    first = who(1)
-    assert first[0] != os.getpid() and who(1) == first and who(2)[0] != first[0]
-    with pytest.raises(ValueError, match="below nothing"):
-        who(-1)
