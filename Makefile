@@ -61,6 +61,7 @@ leaderboard: .venv/book
 bench: .venv/bench
 	$(BIN)/python tests/benchmarks/mining.py
 	$(BIN)/python tests/benchmarks/search.py
+	$(BIN)/python tests/benchmarks/neighbour.py
 
 clean:
 	rm -rf _build .cache .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -20,6 +20,7 @@ from conftest import ROOT
 from packaging.requirements import Requirement
 
 sys.path.insert(0, str(ROOT / "tools"))
+import address
 import book
 import check
 import runner
@@ -88,7 +89,7 @@ def test_the_address_is_the_same_everywhere(stem):
     path = ADDRESS.removeprefix("https://github.com/")
     colab = f"https://colab.research.google.com/github/{path}/blob/main/notebooks/{stem}.ipynb"
     assert colab in text and f"{ADDRESS}/blob/main/notebooks/{stem}.md" in text
-    assert re.search(rf'%pip install -q "recutils(\[\w+\])? @ git\+{ADDRESS}"', text)
+    assert re.search(rf'source = "recutils(\[\w+\])? @ git\+{ADDRESS}"\n', text)
     assert set(re.findall(r"github\.com/(what[\w-]*/[\w-]+)", text)) <= {path}
 
 
@@ -289,3 +290,29 @@ def test_a_chapter_that_reads_the_rows_of_others_is_executed_again_when_these_ch
     before = [runner.run_key("05_reads"), runner.run_key("04_does_not")]
     (tmp_path / "02_words.json").write_text("[1]")
     assert runner.run_key("05_reads") != before[0] and runner.run_key("04_does_not") == before[1]
+
+
+# ------------------------------------------------------------------------------------ the repository's address
+
+
+def test_the_address_moves_everywhere_and_back(tmp_path):
+    for path in address.places():
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    assert len(address.move("https://github.com/you/your-book.git", tmp_path)) == len(address.places())
+    for path in address.places(tmp_path):
+        text = path.read_text()
+        assert "what-goes-with-what/" not in text and "you/your-book" in text and address.MARK not in text, path
+    address.move(ADDRESS, tmp_path)
+    assert all((tmp_path / p.relative_to(ROOT)).read_bytes() == p.read_bytes() for p in address.places())
+    before = (tmp_path / "pyproject.toml").read_text()
+    with pytest.raises(ValueError, match=r"write it as https://github\.com/you/your-book"):
+        address.move("you/your-book", tmp_path)
+    assert (tmp_path / "pyproject.toml").read_text() == before
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_badges_that_lead_nowhere_say_so(stem):
+    text = (ROOT / "notebooks" / f"{stem}.md").read_text()
+    assert (address.MARK in text) == (ADDRESS == address.PLACEHOLDER)
