@@ -546,6 +546,9 @@ class InnerProduct(Recommender):
 # ---------------------------------------------------------------------------------------------- two stages
 
 
+BATCH = 128  # queries at a time: each brings a row of all items for every member
+
+
 class HybridRanker(Recommender):
     """Two stages: members propose candidates, boosted trees (LambdaMART) put them in order. Chapter 05.
 
@@ -658,9 +661,9 @@ class HybridRanker(Recommender):
         """
         rng = np.random.default_rng(self.seed)
         parts = []
-        for start in range(0, len(queries), 256):
-            part = queries[start : start + 256]
-            hidden = None if wanted is None else wanted[start : start + 256]
+        for start in range(0, len(queries), BATCH):
+            part = queries[start : start + BATCH]
+            hidden = None if wanted is None else wanted[start : start + BATCH]
             parts.append(self._table(part, self._heard(part), hidden, negatives, rng, also))
             parts[-1].rows += start
         return Candidates(
@@ -739,10 +742,10 @@ class HybridRanker(Recommender):
 
     def _score(self, queries: Baskets) -> np.ndarray:
         scores = np.empty(queries.matrix.shape, dtype=np.float32)
-        for start in range(0, len(queries), 256):
-            part = queries[start : start + 256]
+        for start in range(0, len(queries), BATCH):
+            part = queries[start : start + BATCH]
             heard = self._heard(part)
-            scores[start : start + 256] = heard[self.behind] - 100  # below every sum of leaves
+            scores[start : start + BATCH] = heard[self.behind] - 100  # below every sum of leaves
             table = self._table(part, heard)
             if len(table.rows):
                 scores[start + table.rows, table.columns] = self.booster.predict(table.told[self.names].to_numpy())
@@ -769,9 +772,9 @@ class Candidates:
         place = [i for i, name in enumerate(self.members) if name not in members]
         gone = [f"{name}{end}" for name in members for end in ("", "_z")]
         keep = self.proposed[:, place].any(axis=1)
-        told = self.told.drop(columns=[c for c in [*gone, *columns] if c in self.told])
+        told = self.told.loc[keep, ~self.told.columns.isin([*gone, *columns])]
         rest = [name for name in self.members if name not in members]
-        parts = (self.rows[keep], self.columns[keep], told[keep], self.wanted[keep], self.proposed[keep][:, place])
+        parts = (self.rows[keep], self.columns[keep], told, self.wanted[keep], self.proposed[keep][:, place])
         return Candidates(*parts, rest)
 
 

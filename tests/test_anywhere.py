@@ -84,6 +84,7 @@ def test_precision_is_a_setting(monkeypatch):
         settings.precision()
     monkeypatch.delenv("RECUTILS_PRECISION")
     with settings.in_fp32():
+        assert settings.affordable(150) == 75
         assert settings.precision() == "fp32" and os.environ["RECUTILS_PRECISION"] == "fp32"
     assert "RECUTILS_PRECISION" not in os.environ
 
