@@ -21,4 +21,4 @@ with contextlib.suppress(OSError, AttributeError):  # glibc only
     _libc.mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD: from 1 MB on, pages of its own
     _libc.mallopt(-1, 1 << 20)  # M_TRIM_THRESHOLD
 
-__version__ = "0.2.0"
+__version__ = "0.1.0"
