@@ -666,14 +666,7 @@ class HybridRanker(Recommender):
             hidden = None if wanted is None else wanted[start : start + BATCH]
             parts.append(self._table(part, self._heard(part), hidden, negatives, rng, also))
             parts[-1].rows += start
-        return Candidates(
-            np.concatenate([p.rows for p in parts]),
-            np.concatenate([p.columns for p in parts]),
-            pd.concat([p.told for p in parts], ignore_index=True),
-            np.concatenate([p.wanted for p in parts]),
-            np.concatenate([p.proposed for p in parts]),
-            list(self.members),
-        )
+        return _joined(parts)
 
     def look(self, queries: Baskets, items: np.ndarray) -> pd.DataFrame:
         """What the trees would see of one item a query, `items` (n_queries,), proposed or not: a row a query."""
@@ -776,6 +769,20 @@ class Candidates:
         rest = [name for name in self.members if name not in members]
         parts = (self.rows[keep], self.columns[keep], told, self.wanted[keep], self.proposed[keep][:, place])
         return Candidates(*parts, rest)
+
+
+def _joined(parts: list[Candidates]) -> Candidates:
+    """All parts as one; each gives up its table on the way, so that no row lies in memory twice."""
+    columns, end = parts[0].told.columns, 0
+    told = np.empty((sum(len(p.rows) for p in parts), len(columns)), np.float32)
+    for p in parts:
+        start, end = end, end + len(p.rows)
+        told[start:end] = p.told
+        p.told = p.told.head(0).copy()
+    rows, items, wanted, proposed = (
+        np.concatenate([getattr(p, name) for p in parts]) for name in ("rows", "columns", "wanted", "proposed")
+    )
+    return Candidates(rows, items, pd.DataFrame(told, columns=columns), wanted, proposed, parts[0].members)
 
 
 def hide_in_turn(baskets: Baskets, hides: int, seed: int = SEED) -> tuple[Baskets, sparse.csr_matrix]:

@@ -358,10 +358,10 @@ def shop_encoder(
 
     `steps=0` gives the encoder as it was; by default it learns for 150 steps, where that is `affordable`.
     """
-    encoder = load_encoder(name)
     steps = affordable(150) if steps is None else steps
+    weights = _weights(texts, matrix, steps, seed, name) if steps else {}  # before another encoder takes memory
+    encoder = load_encoder(name)
     if steps:
-        weights = _weights(texts, matrix, steps, seed, name)
         encoder.model.load_state_dict({name: torch.as_tensor(value) for name, value in weights.items()})
     return encoder
 
