@@ -35,7 +35,7 @@ lab: .venv/book
 	$(BIN)/jupyter lab notebooks
 
 serve: .venv/book
-	$(BIN)/python -m recutils.serve
+	$(BIN)/python -m recutils.service
 
 notebooks: .venv/test
 	$(BIN)/python tools/runner.py format

@@ -15,11 +15,12 @@ from scipy import sparse
 from torch import nn
 from torch.nn import functional
 
-from recutils.data import Baskets
-from recutils.explain import all_subsets
-from recutils.recommend import Recommender
+from recutils.data.schema import Baskets
+from recutils.explain.attribution import all_subsets
+from recutils.models.base import Recommender
 from recutils.settings import TRAINING_SEED, affordable, release_memory, repeatable, stage
-from recutils.text import LIBRARIES, Encoder, best_device, encode, fine_tune, load_encoder, pool, train_steps
+from recutils.text.encoder import LIBRARIES, Encoder, best_device, encode, load_encoder, pool
+from recutils.text.training import fine_tune, train_steps
 
 # ---------------------------------------------------------------------------------------------- a bilinear model
 

@@ -6,10 +6,11 @@ from scipy import sparse
 from torch import nn
 from torch.nn import functional
 
-from recutils.data import Baskets
-from recutils.recommend import Recommender
+from recutils.data.schema import Baskets
+from recutils.models.base import Recommender
 from recutils.settings import TRAINING_SEED, repeatable, stage
-from recutils.text import best_device, bf16, train_steps
+from recutils.text.encoder import best_device, bf16
+from recutils.text.training import train_steps
 
 
 class SetEncoder(nn.Module):

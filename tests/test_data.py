@@ -12,6 +12,7 @@ from conftest import ROOT
 from sample import FOLDER, draw, write
 
 from recutils import data, settings
+from recutils.data import complete_journey, own_shop, schema
 
 # ------------------------------------------------------------------------------------ Complete Journey
 
@@ -24,11 +25,11 @@ def test_no_line_of_complete_journey_vanishes(journey):
 
 
 def test_the_shop_clock_reproduces_the_package_weeks(journey):
-    assert (data._week(journey.transactions["timestamp"]) == journey.transactions["week"]).all()
+    assert (schema._week(journey.transactions["timestamp"]) == journey.transactions["week"]).all()
 
 
 def test_an_item_is_a_distinct_description(journey):
-    assert not journey.items.duplicated(data.ITEM_TEXT).any()
+    assert not journey.items.duplicated(complete_journey.ITEM_TEXT).any()
 
 
 def test_split_of_the_protocol(journey, journey_split):
@@ -48,9 +49,11 @@ def test_promotion_flags_agree_with_the_raw_table(journey):
     keys = ["product_id", "store_id", "week"]
     columns = [*keys, "display_location", "mailer_location"]
     filters = [("product_id", "in", lines["product_id"].tolist())]
-    raw = pd.read_parquet(data._journey_file("promotions"), columns=columns, filters=filters)
+    raw = pd.read_parquet(complete_journey._journey_file("promotions"), columns=columns, filters=filters)
     expected = lines[keys].merge(raw.drop_duplicates(keys), on=keys, how="left").fillna("0")
-    got = data.promotion_exposure().reindex(data._promotion_key(*(lines[k] for k in keys)), fill_value=False)
+    got = data.promotion_exposure().reindex(
+        complete_journey._promotion_key(*(lines[k] for k in keys)), fill_value=False
+    )
     assert (got["display"].to_numpy() == (expected["display_location"] != "0").to_numpy()).all()
     assert (got["mailer"].to_numpy() == (expected["mailer_location"] != "0").to_numpy()).all()
     assert 0 < got["mailer"].sum() < 100
@@ -198,7 +201,7 @@ def test_anonymous_baskets_are_kept(tmp_path):
         store = data.load_store(_shop(tmp_path, transactions, items))
     split = data.time_split(store, min_baskets=1)
     households = np.concatenate([p.households for p in (split.train, split.validation, split.test)])
-    assert (households == data.ANONYMOUS).sum() == 1 and len(households) == 600
+    assert (households == own_shop.ANONYMOUS).sum() == 1 and len(households) == 600
 
 
 def test_number_and_text_ids_meet(tmp_path):
@@ -229,7 +232,7 @@ def test_another_shop_through_the_documented_mapping(shared, tmp_path):
     assert len(store.transactions) == kept and store.dropped["lines"].sum() == 0
     split = data.time_split(store)
     assert len(split.test) > 1000 and split.train.matrix.shape[1] > 2000
-    assert (split.train.households == data.ANONYMOUS).any()
+    assert (split.train.households == own_shop.ANONYMOUS).any()
 
 
 # ------------------------------------------------------------------------------------ split, cold items, cache

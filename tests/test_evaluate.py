@@ -8,7 +8,7 @@ import pytest
 from scipy import sparse, stats
 from sklearn.metrics import label_ranking_average_precision_score, ndcg_score, top_k_accuracy_score
 
-from recutils import data, evaluate, recommend
+from recutils import data, evaluate, models
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_every_item_of_a_basket_is_hidden_equally_often():
     assert times[[1, 4]].sum() == 0 and stats.chisquare(times[[0, 2, 3, 5]]).pvalue > 0.001
 
 
-class Oracle(recommend.Recommender):
+class Oracle(models.Recommender):
     """Knows the answers; with it every task must give 1."""
 
     def __init__(self, answers):
@@ -122,7 +122,7 @@ def test_an_oracle_is_perfect_and_a_constant_is_not(task, sample_split):
 
 
 def test_next_basket_asks_once_a_household_about_its_first_basket(sample_split):
-    result = evaluate.next_basket(recommend.Popularity().fit(sample_split.train), sample_split)
+    result = evaluate.next_basket(models.Popularity().fit(sample_split.train), sample_split)
     known = np.intersect1d(sample_split.train.households, sample_split.test.households)
     assert sorted(result.households) == sorted(known)
     first = {h: row for row, h in reversed(list(enumerate(sample_split.test.households)))}
@@ -132,16 +132,16 @@ def test_next_basket_asks_once_a_household_about_its_first_basket(sample_split):
 
 def test_cold_items_are_ranked_among_cold_items(journey_split):
     cold = data.hide_cold_items(journey_split)
-    result = evaluate.cold_items(recommend.Popularity().fit(journey_split.train), cold)  # an oracle of popularity
+    result = evaluate.cold_items(models.Popularity().fit(journey_split.train), cold)  # an oracle of popularity
     assert cold.cold[result.top].all() and np.nanmax(result.ranks) <= cold.cold.sum()
     assert result.mean("hr@50") > 0.3
-    assert evaluate.cold_items(recommend.Popularity().fit(cold.train), cold).mean("hr@50") == 0
+    assert evaluate.cold_items(models.Popularity().fit(cold.train), cold).mean("hr@50") == 0
     with pytest.raises(ValueError, match="hide_cold_items"):
-        evaluate.cold_items(recommend.Popularity().fit(journey_split.train), journey_split)
+        evaluate.cold_items(models.Popularity().fit(journey_split.train), journey_split)
 
 
 def test_wrong_questions_get_one_clear_error(sample_split):
-    model = recommend.Popularity().fit(sample_split.train)
+    model = models.Popularity().fit(sample_split.train)
     with pytest.raises(ValueError, match="'validation' or 'test'"):
         evaluate.complete_the_basket(model, sample_split, on="train")
     result = evaluate.complete_the_basket(model, sample_split)
@@ -154,7 +154,7 @@ def test_wrong_questions_get_one_clear_error(sample_split):
 
 
 def test_results_are_kept_only_where_asked_and_make_the_leaderboard(sample_split, tmp_path, monkeypatch):
-    result = evaluate.complete_the_basket(recommend.Popularity().fit(sample_split.train), sample_split)
+    result = evaluate.complete_the_basket(models.Popularity().fit(sample_split.train), sample_split)
     rows = result.rows("99", "popularity")
     monkeypatch.delenv("RECUTILS_RESULTS", raising=False)
     assert len(evaluate.save_results("99", rows)) == 4
@@ -173,7 +173,7 @@ def test_results_are_kept_only_where_asked_and_make_the_leaderboard(sample_split
 
 def test_a_long_run_is_kept_apart_and_says_with_what_settings(sample_split, tmp_path, monkeypatch):
     monkeypatch.setenv("RECUTILS_RESULTS", str(tmp_path))
-    result = evaluate.complete_the_basket(recommend.Popularity().fit(sample_split.train), sample_split)
+    result = evaluate.complete_the_basket(models.Popularity().fit(sample_split.train), sample_split)
     evaluate.save_results("99", result.rows("99", "popularity"))
     monkeypatch.setenv("RECUTILS_PROFILE", "long")
     evaluate.save_results("99", result.rows("99", "popularity"), {"steps": 7, "rate": 0.1})

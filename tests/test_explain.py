@@ -13,8 +13,8 @@ import pytest
 import torch
 from scipy import sparse
 
-from recutils import data, explain, neural, recommend, text
-from recutils.data import Baskets
+from recutils import data, explain, models, neural, ranker, text
+from recutils.data.schema import Baskets
 
 
 def baskets(matrix, households=None):
@@ -69,13 +69,13 @@ def shop_models(sample_split):
     rng = np.random.default_rng(0)
     blocks = [rng.standard_normal((30, 4)), rng.standard_normal((30, 3))]
     groups = np.arange(30) % 3
-    models = {
-        "ease": recommend.EASE(10.0),
-        "item_knn": recommend.ItemKNN(None),
-        "embedding": recommend.EmbeddingRecommender(rng.standard_normal((30, 8))),
+    fitted = {
+        "ease": models.EASE(10.0),
+        "item_knn": models.ItemKNN(None),
+        "embedding": models.EmbeddingRecommender(rng.standard_normal((30, 8))),
         "bilinear": neural.BilinearRecommender(blocks, groups, rank=2, steps=5),
     }
-    return {name: model.fit(sample_split.train) for name, model in models.items()}
+    return {name: model.fit(sample_split.train) for name, model in fitted.items()}
 
 
 @pytest.mark.parametrize("name", ["ease", "item_knn", "embedding", "bilinear"])
@@ -118,15 +118,15 @@ def test_the_bilinear_model_learns_what_goes_with_what(sample_split):
 def ranked(sample_split):
     """A two-stage ranker on the made-up shop, what explanations name, and an open basket of pasta, bread and tea."""
     members = {
-        "ease": recommend.EASE(10.0),
-        "rules": recommend.RuleRecommender(min_support=0.005, min_confidence=0.1),
-        "text": recommend.EmbeddingRecommender(np.random.default_rng(0).standard_normal((30, 8))),
-        "recency": recommend.HouseholdRecency(),
+        "ease": models.EASE(10.0),
+        "rules": models.RuleRecommender(min_support=0.005, min_confidence=0.1),
+        "text": models.EmbeddingRecommender(np.random.default_rng(0).standard_normal((30, 8))),
+        "recency": models.HouseholdRecency(),
     }
     rng = np.random.default_rng(1)
     labels = baskets((rng.random((80, 30)) < 0.2).astype(int), rng.integers(40, size=80))
     groups = pd.DataFrame({"kind": np.arange(30) % 10})
-    model = recommend.HybridRanker(members, labels, groups, quota=10, trees=10).fit(sample_split.train)
+    model = ranker.HybridRanker(members, labels, groups, quota=10, trees=10).fit(sample_split.train)
     names = sample_split.items["name"].tolist()
     past = model._purchases(sample_split.train)
     visits = np.bincount(sample_split.train.households, minlength=past.shape[0])
@@ -149,8 +149,8 @@ def test_tree_shap_sums_to_the_score_and_equals_the_library(ranked):
 
 def test_an_item_looked_at_scores_as_it_does_among_the_candidates(ranked):
     model, _, basket = ranked
-    scores = recommend.without_basket(model.score(basket).copy(), basket)[0]
-    best = recommend.top_k(scores[None], 3)[0]
+    scores = models.without_basket(model.score(basket).copy(), basket)[0]
+    best = models.top_k(scores[None], 3)[0]
     told = model.look(basket[np.zeros(3, int)], best)
     np.testing.assert_allclose(model.booster.predict(told.to_numpy()), scores[best], rtol=1e-5)
 

@@ -13,9 +13,9 @@ from scipy import sparse
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch_geometric.nn import GATConv, GCNConv
 
-from recutils import graph, recommend
-from recutils.data import Baskets
-from recutils.graph import GraphError, adjacency, normalize_adjacency
+from recutils import graph, models
+from recutils.data.schema import Baskets
+from recutils.graph.build import GraphError, adjacency, normalize_adjacency
 
 PATH = np.array([[0, 1], [1, 2]])  # three nodes in a row: 0 - 1 - 2
 
@@ -217,7 +217,7 @@ def test_graph_recommender_keeps_to_its_world(two_worlds):
     train = Baskets(two_worlds, np.zeros(n, int), np.zeros(n, "datetime64[ns]"))
     features = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32)
     model = graph.GraphRecommender(features, steps=60).fit(train)
-    assert isinstance(model, recommend.Recommender)
+    assert isinstance(model, models.Recommender)
     assert (model.similar_items(0, 9) < 10).all() and (model.similar_items(15, 9) >= 10).all()
     assert np.allclose(model.embed(features), model.vectors, atol=1e-5)
     again = graph.GraphRecommender(features, steps=60).fit(train)

@@ -10,39 +10,39 @@ from scipy import sparse
 from sklearn.linear_model import Ridge
 from sklearn.metrics.pairwise import cosine_similarity
 
-from recutils import evaluate, recommend, sets
-from recutils.data import Baskets
+from recutils import bundles, evaluate, models, ranker, sets
+from recutils.data.schema import Baskets
 
 
 def hybrid():
     """The two-stage ranker on the made-up shop; its labels are drawn from the sample's own first weeks."""
     members = {
-        "ease": recommend.EASE(10.0),
-        "text": recommend.EmbeddingRecommender(VECTORS, prior=0.1),
-        "recency": recommend.HouseholdRecency(),
-        "own_baskets": recommend.OwnBaskets(),
+        "ease": models.EASE(10.0),
+        "text": models.EmbeddingRecommender(VECTORS, prior=0.1),
+        "recency": models.HouseholdRecency(),
+        "own_baskets": models.OwnBaskets(),
     }
     rng = np.random.default_rng(1)
     labels = baskets((rng.random((80, 30)) < 0.2).astype(int), rng.integers(40, size=80))
     groups = pd.DataFrame({"kind": np.arange(30) % 10})
-    return recommend.HybridRanker(members, labels, groups, quota=10, trees=10)
+    return ranker.HybridRanker(members, labels, groups, quota=10, trees=10)
 
 
 MODELS = {
-    "popularity": recommend.Popularity,
-    "household_frequency": recommend.HouseholdFrequency,
-    "item_knn": recommend.ItemKNN,
-    "ease": lambda: recommend.EASE(regularisation=10.0),
-    "rules": lambda: recommend.RuleRecommender(min_support=0.01, min_confidence=0.05),
-    "recency": recommend.HouseholdRecency,
-    "own_baskets": recommend.OwnBaskets,
-    "user_knn": lambda: recommend.UserKNN(neighbours=10),
-    "tifu_knn": lambda: recommend.TIFUKNN(neighbours=5),
-    "als": lambda: recommend.ALS(factors=8),
-    "feature_factors": lambda: recommend.FeatureFactors(VECTORS, factors=4),
+    "popularity": models.Popularity,
+    "household_frequency": models.HouseholdFrequency,
+    "item_knn": models.ItemKNN,
+    "ease": lambda: models.EASE(regularisation=10.0),
+    "rules": lambda: models.RuleRecommender(min_support=0.01, min_confidence=0.05),
+    "recency": models.HouseholdRecency,
+    "own_baskets": models.OwnBaskets,
+    "user_knn": lambda: models.UserKNN(neighbours=10),
+    "tifu_knn": lambda: models.TIFUKNN(neighbours=5),
+    "als": lambda: models.ALS(factors=8),
+    "feature_factors": lambda: models.FeatureFactors(VECTORS, factors=4),
     "set_transformer": lambda: sets.SetTransformer(VECTORS, steps=5, width=16),
     "hybrid": hybrid,
-    "embedding": lambda: recommend.EmbeddingRecommender(VECTORS, prior=0.1, household=0.5),
+    "embedding": lambda: models.EmbeddingRecommender(VECTORS, prior=0.1, household=0.5),
 }
 VECTORS = np.random.default_rng(0).normal(size=(30, 8))  # an item of the made-up shop each
 
@@ -120,8 +120,8 @@ def test_misuse_gets_one_clear_error(make, sample_split):
 def test_toy_with_a_known_answer(name):
     """Pasta in the basket: every model that looks at the basket offers sauce; the others do what they say."""
     of_its_size = {
-        "RuleRecommender": lambda: recommend.RuleRecommender(0.1, 0.1),
-        "EmbeddingRecommender": lambda: recommend.EmbeddingRecommender(
+        "RuleRecommender": lambda: models.RuleRecommender(0.1, 0.1),
+        "EmbeddingRecommender": lambda: models.EmbeddingRecommender(
             np.array([[1, 0], [1, 0], [0, 1], [0, 1], [-1, -1]])
         ),
     }
@@ -143,10 +143,10 @@ def test_planted_companions_are_found(name, sample, sample_split):
 
 @pytest.mark.parametrize("name", ["household_frequency", "item_knn", "ease", "rules"])
 def test_models_beat_popularity_on_the_store(name, journey_split):
-    options = {"rules": lambda: recommend.RuleRecommender(0.0003), "ease": lambda: recommend.EASE(100.0)}
+    options = {"rules": lambda: models.RuleRecommender(0.0003), "ease": lambda: models.EASE(100.0)}
     model = options.get(name, MODELS[name])().fit(journey_split.train)
     popularity = evaluate.complete_the_basket(
-        recommend.Popularity().fit(journey_split.train), journey_split, on="validation"
+        models.Popularity().fit(journey_split.train), journey_split, on="validation"
     )
     result = evaluate.complete_the_basket(model, journey_split, on="validation")
     low, _ = evaluate.bootstrap_ci(result.values("ndcg@10") - popularity.values("ndcg@10"), result.households)
@@ -155,16 +155,14 @@ def test_models_beat_popularity_on_the_store(name, journey_split):
 
 def test_popularity_and_household_frequency_by_hand():
     query = baskets([[0, 0, 0, 0, 0]] * 2, [1, -1])
-    np.testing.assert_allclose(
-        recommend.Popularity().fit(TOY).score(query)[0], np.array([4, 2, 2, 2, 2]) / 7, rtol=1e-6
-    )
-    scores = recommend.HouseholdFrequency().fit(TOY).score(query)
+    np.testing.assert_allclose(models.Popularity().fit(TOY).score(query)[0], np.array([4, 2, 2, 2, 2]) / 7, rtol=1e-6)
+    scores = models.HouseholdFrequency().fit(TOY).score(query)
     np.testing.assert_allclose(scores[0], np.array([1, 0, 0, 0, 2]) + np.array([4, 2, 2, 2, 2]) / 14, rtol=1e-6)
     np.testing.assert_allclose(scores[1], np.array([4, 2, 2, 2, 2]) / 14, rtol=1e-6)
 
 
 def test_item_knn_is_the_cosine_of_scikit_learn(sample_split):
-    model = recommend.ItemKNN(neighbours=None).fit(sample_split.train)
+    model = models.ItemKNN(neighbours=None).fit(sample_split.train)
     cosine = cosine_similarity(sample_split.train.matrix.T)
     np.fill_diagonal(cosine, 0)
     expected = sample_split.test.matrix @ cosine
@@ -173,7 +171,7 @@ def test_item_knn_is_the_cosine_of_scikit_learn(sample_split):
 
 
 def test_item_knn_keeps_the_nearest_neighbours(sample_split):
-    model = recommend.ItemKNN(neighbours=3).fit(sample_split.train)
+    model = models.ItemKNN(neighbours=3).fit(sample_split.train)
     cosine = cosine_similarity(sample_split.train.matrix.T)
     np.fill_diagonal(cosine, 0)
     for item in range(model.n_items):
@@ -183,7 +181,7 @@ def test_item_knn_keeps_the_nearest_neighbours(sample_split):
 
 def test_ease_is_a_ridge_regression_an_item(sample_split):
     """Column j of B solves the ridge regression of item j on all other items."""
-    model = recommend.EASE(regularisation=10.0).fit(sample_split.train)
+    model = models.EASE(regularisation=10.0).fit(sample_split.train)
     x = sample_split.train.matrix.toarray()
     assert (np.diag(model.weights) == 0).all()
     for j in (0, 7, x.shape[1] - 1):
@@ -194,7 +192,7 @@ def test_ease_is_a_ridge_regression_an_item(sample_split):
 
 @pytest.mark.parametrize("measure", ["confidence", "lift"])
 def test_rules_score_by_the_strongest_rule_that_fires(measure, sample_split):
-    model = recommend.RuleRecommender(0.01, 0.05, max_len=3, measure=measure).fit(sample_split.train)
+    model = models.RuleRecommender(0.01, 0.05, max_len=3, measure=measure).fit(sample_split.train)
     scores = model.score(sample_split.test[:25])
     for row in range(25):
         held = set(sample_split.test.matrix[row].indices)
@@ -210,16 +208,16 @@ def test_rules_score_by_the_strongest_rule_that_fires(measure, sample_split):
 
 def test_top_k_breaks_ties_by_column_and_marks_what_is_left_out():
     scores = np.array([[1.0, 3.0, 3.0, 0.0], [-np.inf, -np.inf, 2.0, -np.inf]])
-    assert recommend.top_k(scores, 3).tolist() == [[1, 2, 0], [2, -1, -1]]
+    assert models.top_k(scores, 3).tolist() == [[1, 2, 0], [2, -1, -1]]
     rng = np.random.default_rng(0)
     many = rng.integers(5, size=(50, 30)).astype(float)
     expected = np.argsort(-many, axis=1, kind="stable")
     for k in (1, 7, 30, 99):
-        np.testing.assert_array_equal(recommend.top_k(many, k), expected[:, :k])
+        np.testing.assert_array_equal(models.top_k(many, k), expected[:, :k])
 
 
 def test_the_table_of_a_fitted_rule_model_says_what_it_knows():
-    rules = recommend.RuleRecommender(0.1, 0.1).fit(TOY).rules
+    rules = models.RuleRecommender(0.1, 0.1).fit(TOY).rules
     assert isinstance(rules, pd.DataFrame) and rules["confidence"].is_monotonic_increasing
 
 
@@ -228,25 +226,25 @@ def test_embeddings_score_by_cosine_prior_and_household():
     train = baskets([[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0]], [0, 0, 1, 1])
     query = baskets([[1, 0, 0, 0], [0, 0, 0, 0]], [1, -1])
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    plain = recommend.EmbeddingRecommender(vectors).fit(train).score(query)
+    plain = models.EmbeddingRecommender(vectors).fit(train).score(query)
     np.testing.assert_allclose(plain, [unit @ unit[0], np.zeros(4)], atol=1e-6)
-    tastes = recommend.EmbeddingRecommender(vectors, household=0.5).fit(train).score(query)
+    tastes = models.EmbeddingRecommender(vectors, household=0.5).fit(train).score(query)
     wish = unit[0] + 0.5 * (2 * unit[1] + unit[2]) / 3  # household 1 bought item 1 twice and item 2 once
     np.testing.assert_allclose(tastes[0], unit @ wish / np.linalg.norm(wish), atol=1e-6)
-    model = recommend.EmbeddingRecommender(vectors, prior=0.3).fit(train)
+    model = models.EmbeddingRecommender(vectors, prior=0.3).fit(train)
     logs = np.log([2, 3, 1])
     np.testing.assert_allclose(model.popularity[:3], (logs - logs.mean()) / logs.std(), rtol=1e-5)
     # Item 3 was never sold and points away from the popular item 1: its predicted popularity is low.
     assert model.popularity[3] < 0
     np.testing.assert_allclose(model.score(query), plain + 0.3 * model.popularity, atol=1e-6)
     with pytest.raises(ValueError, match="4 vectors for 5 items"):
-        recommend.EmbeddingRecommender(vectors).fit(TOY)
+        models.EmbeddingRecommender(vectors).fit(TOY)
 
 
 def test_predicted_popularity_is_ridge_regression(sample_split):
     hidden = sparse.diags((np.arange(30) != 3).astype(np.float32))
     emptied = replace(sample_split.train, matrix=sparse.csr_matrix(sample_split.train.matrix @ hidden))
-    model = recommend.EmbeddingRecommender(VECTORS, prior=1.0).fit(emptied)
+    model = models.EmbeddingRecommender(VECTORS, prior=1.0).fit(emptied)
     sold = np.asarray(emptied.matrix.sum(axis=0)).ravel() > 0
     ridge = Ridge(alpha=1.0, fit_intercept=False).fit(model.vectors[sold], model.popularity[sold])
     np.testing.assert_allclose(model.popularity[~sold], ridge.predict(model.vectors[~sold]), rtol=1e-4)
@@ -264,10 +262,10 @@ def diary(days, rows, households=None):
 def test_recency_and_own_baskets_by_hand():
     train = diary([0, 10, 20], ["110", "011", "001"], [0, 0, 1])
     query = baskets([[0, 1, 0], [0, 1, 0], [0, 0, 0]], [0, 1, 7])
-    scores = recommend.HouseholdRecency(half_life=10).fit(train).score(query)
+    scores = models.HouseholdRecency(half_life=10).fit(train).score(query)
     np.testing.assert_allclose(scores[0], [1 / 3, 1, 2 / 3], rtol=1e-5)  # weights 1/4 and 1/2
     assert (scores[1] == [-np.inf, -np.inf, 1]).all() and np.isneginf(scores[2]).all()
-    own = recommend.OwnBaskets(half_life=10).fit(train).score(query)
+    own = models.OwnBaskets(half_life=10).fit(train).score(query)
     rarity = np.log(3 / 2)
     np.testing.assert_allclose(own[0], rarity / np.sqrt(2) * np.array([0.25, 0.75, 0.5]), rtol=1e-5)
     assert np.isneginf(own[1:]).all()  # nothing in common, nobody known
@@ -275,7 +273,7 @@ def test_recency_and_own_baskets_by_hand():
 
 def test_tifu_knn_is_the_published_recipe(sample_split):
     train, group, within, across, k, alpha = sample_split.train, 3, 0.9, 0.6, 4, 0.3
-    model = recommend.TIFUKNN(group, within, across, k, alpha).fit(train)
+    model = models.TIFUKNN(group, within, across, k, alpha).fit(train)
     vectors = []
     for household in range(model.n_households):
         own = train.matrix[train.households == household].toarray()[::-1]  # the last basket first
@@ -293,7 +291,7 @@ def test_tifu_knn_is_the_published_recipe(sample_split):
 
 def test_user_knn_is_its_formula(sample_split):
     train, k = sample_split.train, 6
-    model = recommend.UserKNN(neighbours=k, half_life=30).fit(train)
+    model = models.UserKNN(neighbours=k, half_life=30).fit(train)
     age = (train.timestamps.max() - train.timestamps) / np.timedelta64(1, "D")
     r = np.zeros((model.n_households, 30))
     for basket, household in enumerate(train.households):
@@ -310,7 +308,7 @@ def test_user_knn_is_its_formula(sample_split):
 
 
 def test_als_folds_a_basket_in_exactly(sample_split):
-    model = recommend.ALS(factors=6, regularisation=0.5, confidence=2.0, basket=1.0).fit(sample_split.train)
+    model = models.ALS(factors=6, regularisation=0.5, confidence=2.0, basket=1.0).fit(sample_split.train)
     query = baskets([[1, 0, 1] + [0] * 27], [-1])
     weight = np.where(query.matrix.toarray()[0] > 0, 1 + 2 * np.log(2), 1)
     ridge = Ridge(alpha=0.5, fit_intercept=False).fit(model.of_items, query.matrix.toarray()[0], sample_weight=weight)
@@ -320,7 +318,7 @@ def test_als_folds_a_basket_in_exactly(sample_split):
 def test_als_weighs_what_its_formula_says():
     """Converged factors of households solve their own weighted ridge regression, with c = 1 + confidence log(1 + n)."""
     train = baskets((np.random.default_rng(5).random((60, 12)) < 0.3).astype(int), np.arange(60) % 8)
-    model = recommend.ALS(factors=3, regularisation=2.0, confidence=0.5).fit(train)
+    model = models.ALS(factors=3, regularisation=2.0, confidence=0.5).fit(train)
     bought = model._purchases(train).toarray()
     far = {}
     for one in (0, 1):  # with the 1 of the formula, and without it
@@ -334,7 +332,7 @@ def test_als_weighs_what_its_formula_says():
 
 
 def test_feature_factors_of_full_rank_are_ridge_regression(sample_split):
-    model = recommend.FeatureFactors(VECTORS, factors=8, regularisation=3.0).fit(sample_split.train)
+    model = models.FeatureFactors(VECTORS, factors=8, regularisation=3.0).fit(sample_split.train)
     ratings = np.log1p(model._purchases(sample_split.train).toarray())
     ratings /= np.maximum(np.linalg.norm(ratings, axis=1, keepdims=True), 1e-9)
     ridge = Ridge(alpha=3.0, fit_intercept=False).fit(VECTORS, ratings.T)
@@ -343,7 +341,7 @@ def test_feature_factors_of_full_rank_are_ridge_regression(sample_split):
     # Fewer factors can only fit worse, and the best ones are kept first.
     errors = []
     for k in (1, 2, 4, 8):
-        few = recommend.FeatureFactors(VECTORS, k, 1e-6).fit(sample_split.train)
+        few = models.FeatureFactors(VECTORS, k, 1e-6).fit(sample_split.train)
         errors.append(((ratings - few.of_households @ few.of_items.T) ** 2).sum())
     assert errors == sorted(errors, reverse=True)
 
@@ -353,7 +351,7 @@ def test_feature_factors_of_full_rank_are_ridge_regression(sample_split):
 
 def test_hide_in_turn():
     train = baskets([[1, 1, 1, 1], [1, 1, 0, 0], [0, 1, 1, 1]], [4, 5, 6])
-    queries, wanted = recommend.hide_in_turn(train, hides=2)
+    queries, wanted = ranker.hide_in_turn(train, hides=2)
     assert queries.households.tolist() == [4, 4, 4, 6, 6, 6]  # the basket of two items is left out
     assert wanted.sum(axis=1).A1.tolist() == [1, 1, 4, 1, 1, 3]
     both = queries.matrix + wanted
@@ -378,7 +376,7 @@ def test_the_ranker_puts_candidates_first_and_unsold_items_in_the_order_of_the_m
 
 def test_a_family_can_be_left_out_and_histories_renewed(sample_split):
     model = hybrid().fit(sample_split.train)
-    queries, wanted = recommend.hide_in_turn(sample_split.test, hides=2)
+    queries, wanted = ranker.hide_in_turn(sample_split.test, hides=2)
     table = model.table(queries, wanted)
     assert table.wanted.sum() <= wanted.sum() and set(np.unique(table.told["same_kind"])) >= {0.0, 1.0}
     less = table.without(["ease"], ["popularity"])
@@ -387,13 +385,13 @@ def test_a_family_can_be_left_out_and_histories_renewed(sample_split):
     forgetful = model.remember(sample_split.train[:5])
     assert forgetful.members["ease"] is model.members["ease"] and forgetful.of_households["baskets"].sum() == 5
     assert model.of_households["baskets"].sum() == len(sample_split.train)
-    known = recommend.EASE(10.0).fit(sample_split.train[:50])
-    weights, two = known.weights, {"ease": known, "recency": recommend.HouseholdRecency()}
-    model = recommend.HybridRanker(two, None, model.groups, behind="ease").fit(sample_split.train)
+    known = models.EASE(10.0).fit(sample_split.train[:50])
+    weights, two = known.weights, {"ease": known, "recency": models.HouseholdRecency()}
+    model = ranker.HybridRanker(two, None, model.groups, behind="ease").fit(sample_split.train)
     assert model.fit(sample_split.train).members["ease"].weights is weights  # fitted before: stays as it is
     assert model.members["recency"].n_households == model.n_households  # both times fitted anew
     with pytest.raises(ValueError, match="name one of the members"):
-        recommend.HybridRanker({"ease": recommend.EASE()}, sample_split.test, pd.DataFrame())
+        ranker.HybridRanker({"ease": models.EASE()}, sample_split.test, pd.DataFrame())
 
 
 def test_a_full_basket_gets_nothing(make, sample_split):
@@ -408,13 +406,13 @@ def test_two_stages_beat_each_member_on_the_store(journey_split):
     early = journey_split.validation.timestamps < middle
     late = replace(journey_split, validation=journey_split.validation[np.flatnonzero(~early)])
     members = {
-        "item_knn": recommend.ItemKNN(None),
-        "recency": recommend.HouseholdRecency(),
-        "own_baskets": recommend.OwnBaskets(),
+        "item_knn": models.ItemKNN(None),
+        "recency": models.HouseholdRecency(),
+        "own_baskets": models.OwnBaskets(),
     }
     groups = journey_split.items[["category", "type"]]
     labels = journey_split.validation[np.flatnonzero(early)]
-    model = recommend.HybridRanker(members, labels, groups, behind="item_knn", hides=2, trees=60)
+    model = ranker.HybridRanker(members, labels, groups, behind="item_knn", hides=2, trees=60)
     result = evaluate.complete_the_basket(model.fit(journey_split.train), late, on="validation")
     for member in model.members.values():
         alone = evaluate.complete_the_basket(member, late, on="validation")
@@ -436,10 +434,10 @@ def test_the_set_transformer_learns_planted_companions(sample_split):
 
 def test_cohesion_by_hand():
     train = baskets([[1, 1, 0]] * 6 + [[0, 0, 1]] * 4)
-    pairs = recommend.cohesion(train.matrix)
+    pairs = bundles.cohesion(train.matrix)
     assert pairs.nnz == 2 and pairs[0, 1] == pytest.approx(np.log(7 / (3.6 + 1)))
-    assert recommend.cohesion(train.matrix, popularity=1.0)[0, 1] == pytest.approx(np.log(7 / 4.6) + np.log(3.6) / 2)
-    assert recommend.bundle_score([0, 1, 2], pairs) == pytest.approx(np.log(7 / 4.6) / 3)
+    assert bundles.cohesion(train.matrix, popularity=1.0)[0, 1] == pytest.approx(np.log(7 / 4.6) + np.log(3.6) / 2)
+    assert bundles.bundle_score([0, 1, 2], pairs) == pytest.approx(np.log(7 / 4.6) / 3)
 
 
 def test_bundles_are_the_best_that_meet_all_wishes():
@@ -447,7 +445,7 @@ def test_bundles_are_the_best_that_meet_all_wishes():
     weights = np.triu(rng.random((12, 12)), 1)
     pairs = sparse.csr_matrix(weights + weights.T)
     kinds, prices, departments = np.arange(12) % 5, rng.random(12), np.arange(12) % 3
-    found = recommend.make_bundle(
+    found = bundles.make_bundle(
         [4], pairs, 4, kinds=kinds, prices=prices, budget=1.5, departments=departments, at_least=3, beam=200
     )
     best = max(
@@ -458,21 +456,21 @@ def test_bundles_are_the_best_that_meet_all_wishes():
             and prices[list(trio)].sum() <= 1.5
             and len(set(departments[[4, *trio]])) == 3
         ),
-        key=lambda trio: recommend.bundle_score([4, *trio], pairs),
+        key=lambda trio: bundles.bundle_score([4, *trio], pairs),
     )
     assert set(found) == {4, *best} and found[0] == 4
-    assert recommend.make_bundle([4, 6], pairs, 2) == [4, 6]
-    only = recommend.make_bundle([4], pairs, 3, allowed=np.arange(12) < 2)
+    assert bundles.make_bundle([4, 6], pairs, 2) == [4, 6]
+    only = bundles.make_bundle([4], pairs, 3, allowed=np.arange(12) < 2)
     assert set(only) == {4, 0, 1}
 
 
 def test_impossible_bundles_say_which_wish_to_ease():
     pairs = sparse.csr_matrix(np.ones((4, 4)))
-    with pytest.raises(recommend.BundleError, match="budget"):
-        recommend.make_bundle([0], pairs, 3, prices=np.full(4, 5.0), budget=9.0)
-    with pytest.raises(recommend.BundleError, match="kinds"):
-        recommend.make_bundle([0], pairs, 3, kinds=np.zeros(4))
+    with pytest.raises(bundles.BundleError, match="budget"):
+        bundles.make_bundle([0], pairs, 3, prices=np.full(4, 5.0), budget=9.0)
+    with pytest.raises(bundles.BundleError, match="kinds"):
+        bundles.make_bundle([0], pairs, 3, kinds=np.zeros(4))
     with pytest.raises(ValueError, match="from 0 to 3"):
-        recommend.make_bundle([9], pairs)
+        bundles.make_bundle([9], pairs)
     with pytest.raises(ValueError, match="from 0 to 3"):
-        recommend.make_bundle([], pairs)
+        bundles.make_bundle([], pairs)

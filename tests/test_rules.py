@@ -11,8 +11,9 @@ from mlxtend.frequent_patterns import fpgrowth
 from scipy import sparse
 
 from recutils import rules
-from recutils.data import Baskets
-from recutils.recommend import RuleRecommender
+from recutils.data.schema import Baskets
+from recutils.models.rules import RuleRecommender
+from recutils.rules import mining
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +186,7 @@ def test_iterables_of_anything_hashable():
 )
 def test_support_is_an_exact_integer_threshold(support, baskets, smallest):
     """In floating point 0.07 * 100 is a little above 7 and 0.1 * 30 above 3."""
-    assert rules._min_count(support, baskets) == smallest
+    assert mining._min_count(support, baskets) == smallest
 
 
 def test_measures_by_hand():
@@ -240,10 +241,10 @@ def test_nothing_found_is_an_empty_table():
 
 
 def test_a_table_that_would_not_fit(monkeypatch):
-    from recutils import mining
+    from recutils.rules import itemsets
 
     found = rules.mine([["a", "b"]] * 3, 0.5)
-    monkeypatch.setattr(mining.psutil, "virtual_memory", lambda: type("M", (), {"available": 100}))
+    monkeypatch.setattr(itemsets.psutil, "virtual_memory", lambda: type("M", (), {"available": 100}))
     with pytest.raises(MemoryError, match="3 itemsets as a table need"):
         found.table()
 

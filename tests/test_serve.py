@@ -26,8 +26,12 @@ from conftest import ROOT
 from fastapi.testclient import TestClient
 from scipy import sparse, stats
 
-from recutils import compress, drift, explain, recommend, serve, served, text
-from recutils.served import NOBODY, ArtefactError, QuickRanker, one_basket
+from recutils import explain, models, text
+from recutils.ranker import HybridRanker
+from recutils.service import app, artifact, auth, build, compress, onnx_encoder, pseudonyms
+from recutils.service import monitor as drift
+from recutils.service.artifact import ArtefactError
+from recutils.service.single_basket import NOBODY, QuickRanker, one_basket
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +52,7 @@ def small(sample_split, encoder, ranker):
 @pytest.fixture
 def folder(small, encoder, tmp_path):
     """A folder with one version, the current one."""
-    served.save(small, tmp_path, encoder)
+    artifact.save(small, tmp_path, encoder)
     return tmp_path
 
 
@@ -88,9 +92,9 @@ def test_the_quick_ranker_agrees_exactly_where_nothing_is_cut_off(ranker, sample
 
 
 def test_the_quick_ranker_asks_strange_members_the_long_way(sample_split):
-    members = {"best_sold": recommend.Popularity(), "rules": recommend.RuleRecommender(0.005, 0.05, 3)}
+    members = {"best_sold": models.Popularity(), "rules": models.RuleRecommender(0.005, 0.05, 3)}
     groups = sample_split.items[["department"]]
-    ranker = recommend.HybridRanker(members, sample_split.validation, groups, behind="best_sold", quota=30, trees=5)
+    ranker = HybridRanker(members, sample_split.validation, groups, behind="best_sold", quota=30, trees=5)
     ranker.fit(sample_split.train)
     columns, household, moment = next(queries(sample_split))
     items, scores = QuickRanker(ranker).recommend(columns, household, moment, 5)
@@ -115,8 +119,8 @@ def test_an_empty_basket_and_more_offers_than_candidates(ranker):
 
 
 def test_a_saved_version_gives_the_same_answers(small, folder, sample_split):
-    loaded = served.load(folder)
-    assert loaded.version == served.versions(folder)[0] and loaded.names == small.names
+    loaded = artifact.load(folder)
+    assert loaded.version == artifact.versions(folder)[0] and loaded.names == small.names
     for columns, household, moment in queries(sample_split):
         before, after = (s.quick.recommend(columns, household, moment, 10) for s in (small, loaded))
         np.testing.assert_array_equal(before[0], after[0])
@@ -131,34 +135,34 @@ def test_a_saved_version_gives_the_same_answers(small, folder, sample_split):
 
 
 def test_a_version_is_named_by_its_content(small, folder, encoder):
-    assert served.save(small, folder, encoder) == served.load(folder).version
-    assert len(served.versions(folder)) == 1
+    assert artifact.save(small, folder, encoder) == artifact.load(folder).version
+    assert len(artifact.versions(folder)) == 1
     assert [f.name for f in folder.iterdir() if f.name.startswith(".")] == []
 
 
 @pytest.mark.parametrize("name", ["state.json", "encoder.onnx", "ranker.members.ease.weights.npy", "manifest.json"])
 def test_a_damaged_or_missing_file_is_refused_by_name(folder, name):
-    file = folder / served.versions(folder)[0] / name
+    file = folder / artifact.versions(folder)[0] / name
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     with pytest.raises(ArtefactError, match=name.split(".")[0]):
-        served.load(folder)
+        artifact.load(folder)
     file.unlink()
     with pytest.raises(ArtefactError, match=name.split(".")[0]):
-        served.load(folder)
+        artifact.load(folder)
 
 
 def forge(folder, change):
     """A version whose manifest is right for what `change` made of its files."""
-    place = folder / served.versions(folder)[0]
+    place = folder / artifact.versions(folder)[0]
     (place / "manifest.json").unlink()
     change(place)
-    sums = {f.name: served.sha256(f) for f in sorted(place.iterdir())}
+    sums = {f.name: artifact.sha256(f) for f in sorted(place.iterdir())}
     version = hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:12]
     (place / "manifest.json").write_text(json.dumps({"version": version, "sha256": sums}))
     place.rename(folder / version)
-    served.make_current(folder, version)
+    artifact.make_current(folder, version)
 
 
 class Bomb:
@@ -172,7 +176,7 @@ def test_an_artefact_runs_no_code_even_with_a_right_manifest(folder):
 
     forge(folder, pickled)
     with pytest.raises(ArtefactError, match="another kind"):
-        served.load(folder)
+        artifact.load(folder)
     import builtins
 
     assert not hasattr(builtins, "exploded")
@@ -186,40 +190,40 @@ def test_an_artefact_holds_known_classes_only(folder, small):
 
     forge(folder, strange)
     with pytest.raises(ArtefactError, match="another kind"):
-        served.load(folder)
+        artifact.load(folder)
     arrays = {}
     with pytest.raises(ArtefactError, match="TIFUKNN"):
-        served._pack(recommend.TIFUKNN(), "member", arrays)
+        artifact._pack(models.TIFUKNN(), "member", arrays)
     with pytest.raises(ArtefactError, match="Bomb"):
-        served._pack(Bomb(), "thing", arrays)
+        artifact._pack(Bomb(), "thing", arrays)
 
 
 def test_a_manifest_cannot_point_outside(folder):
-    place = folder / served.versions(folder)[0]
-    sums = {"../keys.json": served.sha256(place / "state.json")}
+    place = folder / artifact.versions(folder)[0]
+    sums = {"../keys.json": artifact.sha256(place / "state.json")}
     shutil.copy(place / "state.json", folder / "keys.json")
     version = hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:12]
     (place / "manifest.json").write_text(json.dumps({"version": version, "sha256": sums}))
     place.rename(folder / version)
     with pytest.raises(ArtefactError, match="missing or damaged"):
-        served.load(folder, version)
+        artifact.load(folder, version)
 
 
 def test_what_is_not_there_is_said(tmp_path, folder):
     with pytest.raises(ArtefactError, match="No artefact"):
-        served.load(tmp_path / "nowhere")
+        artifact.load(tmp_path / "nowhere")
     with pytest.raises(ArtefactError, match="no version 'x'"):
-        served.make_current(folder, "x")
+        artifact.make_current(folder, "x")
 
 
 SAVE_FOR_EVER = """
 import itertools, pathlib, sys
 from recutils import served
 folder, encoder = map(pathlib.Path, sys.argv[1:])
-shop = served.load(folder)
+shop = artifact.load(folder)
 for n in itertools.count():
     shop.names[0] = f"name {n}"
-    print(served.save(shop, folder, encoder), flush=True)
+    print(artifact.save(shop, folder, encoder), flush=True)
 """
 
 
@@ -230,21 +234,23 @@ def test_a_save_that_is_killed_leaves_a_whole_version(folder, encoder):
             process.stdout.readline()  # the first one is there
             time.sleep(pause)
             process.kill()
-        assert served.load(folder).names[0].startswith("name ")
-        for version in served.versions(folder):
-            served.load(folder, version)
+        assert artifact.load(folder).names[0].startswith("name ")
+        for version in artifact.versions(folder):
+            artifact.load(folder, version)
 
 
 def test_saving_again_mends_a_damaged_version(small, folder, encoder):
-    version = served.versions(folder)[0]
+    version = artifact.versions(folder)[0]
     (folder / version / "prices.npy").write_bytes(b"")
-    assert served.save(small, folder, encoder) == version
-    assert served.load(folder).version == version
+    assert artifact.save(small, folder, encoder) == version
+    assert artifact.load(folder).version == version
 
 
 def test_pseudonyms_need_the_secret():
-    assert served.pseudonym("h01", b"a") == served.pseudonym("h01", b"a") != served.pseudonym("h01", b"b")
-    assert served.pseudonym("h01", b"a") != served.pseudonym("h02", b"a") and "h01" not in served.pseudonym("h01", b"a")
+    assert pseudonyms.pseudonym("h01", b"a") == pseudonyms.pseudonym("h01", b"a") != pseudonyms.pseudonym("h01", b"b")
+    assert pseudonyms.pseudonym("h01", b"a") != pseudonyms.pseudonym("h02", b"a") and "h01" not in pseudonyms.pseudonym(
+        "h01", b"a"
+    )
 
 
 def test_another_shop_is_served_by_the_code_on_its_page(sample, sample_split, tmp_path, monkeypatch):
@@ -273,7 +279,7 @@ def test_replacements_are_alike_and_not_bought_together():
     vectors = np.array([[1, 0], [0.9, 0.1], [0.8, 0.2], [0, 1]], np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     matrix = sparse.csr_matrix(np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 0]], np.float32))
-    best = served.replacements(vectors, matrix, 3)
+    best = build.replacements(vectors, matrix, 3)
     assert best[0].tolist() == [2, 3, -1]  # 1 is closer, but lies in the same baskets
 
 
@@ -287,13 +293,13 @@ def test_the_exported_encoder_agrees_with_torch(encoder, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RECUTILS_PRECISION", "fp32")
         wanted = text.encode(torch_encoder, texts)
-    whole = compress.OnnxEncoder(compress.export_onnx(torch_encoder, tmp_path, quantise=False)).encode(texts)
+    whole = onnx_encoder.OnnxEncoder(onnx_encoder.export_onnx(torch_encoder, tmp_path, quantise=False)).encode(texts)
     np.testing.assert_allclose(whole, wanted, atol=1e-4)
-    eight = compress.OnnxEncoder(encoder).encode(texts)
+    eight = onnx_encoder.OnnxEncoder(encoder).encode(texts)
     assert ((eight * wanted).sum(axis=1)[[0, 2, 3]] > 0.97).all() and not eight[1].any()
     size = [(f / "encoder.onnx").stat().st_size for f in (encoder, tmp_path)]
     assert size[0] < 0.3 * size[1]
-    assert compress.OnnxEncoder(encoder).encode([]).shape == (0, 384)
+    assert onnx_encoder.OnnxEncoder(encoder).encode([]).shape == (0, 384)
 
 
 def test_fewer_layers_leave_the_original_alone():
@@ -357,14 +363,14 @@ KEY = "k" * 43
 def settings(tmp_path):
     import hashlib
 
-    return serve.Settings(
+    return auth.Settings(
         tmp_path, shop.SECRET, {"tests": hashlib.sha256(KEY.encode()).hexdigest()}, rate=1e6, burst=1e6
     )
 
 
 @pytest.fixture
 def client(small, settings):
-    with TestClient(serve.create_app(settings, small), raise_server_exceptions=False) as client:
+    with TestClient(app.create_app(settings, small), raise_server_exceptions=False) as client:
         client.headers["X-API-Key"] = KEY
         yield client
 
@@ -445,15 +451,15 @@ def test_nobody_comes_in_without_a_key(client):
 def test_all_keys_are_compared_whatever_the_answer(settings, monkeypatch):
     settings.keys |= {f"other {n}": "0" * 64 for n in range(5)}
     compared = []
-    monkeypatch.setattr(serve.hmac, "compare_digest", lambda a, b: compared.append(a) or a == b)
-    gate = serve.Gate(settings)
+    monkeypatch.setattr(auth.hmac, "compare_digest", lambda a, b: compared.append(a) or a == b)
+    gate = auth.Gate(settings)
     assert gate.holder(KEY) == "tests" and gate.holder("wrong") is None
     assert len(compared) == 12
 
 
 def test_a_short_secret_is_refused(tmp_path):
     with pytest.raises(ValueError, match="too short"):
-        serve.Settings(tmp_path, b"guess me")
+        auth.Settings(tmp_path, b"guess me")
 
 
 def test_who_waits_too_long_in_line_is_told(client, monkeypatch):
@@ -467,19 +473,19 @@ def test_who_waits_too_long_in_line_is_told(client, monkeypatch):
 
 
 def test_keys_are_kept_as_hashes_for_the_owner_only(tmp_path):
-    key = serve.new_key(tmp_path, "till")
-    other = serve.new_key(tmp_path, "page")
-    found = serve.settings_from(tmp_path)
-    assert set(found.keys) == {"till", "page"} and serve.Gate(found).holder(other) == "page"
+    key = auth.new_key(tmp_path, "till")
+    other = auth.new_key(tmp_path, "page")
+    found = auth.settings_from(tmp_path)
+    assert set(found.keys) == {"till", "page"} and auth.Gate(found).holder(other) == "page"
     text = (tmp_path / "keys.json").read_text()
     assert key not in text and (tmp_path / "keys.json").stat().st_mode & 0o077 == 0
-    assert found.secret == serve.settings_from(tmp_path).secret and len(found.secret) == 64
+    assert found.secret == auth.settings_from(tmp_path).secret and len(found.secret) == 64
 
 
 def test_a_key_that_asks_too_often_must_wait(small, settings):
     settings.rate, settings.burst = 5, 3  # a search counts two
     settings.keys["other"] = settings.keys["tests"][::-1]
-    with TestClient(serve.create_app(settings, small)) as client:
+    with TestClient(app.create_app(settings, small)) as client:
         answers = [client.get("/similar/i00", headers={"X-API-Key": KEY}) for _ in range(6)]
         assert [a.status_code for a in answers[:3]] == [200] * 3 and answers[-1].status_code == 429
         assert int(answers[-1].headers["Retry-After"]) >= 1
@@ -499,14 +505,14 @@ def test_limits_of_size(client):
 
 def test_every_answer_carries_the_security_headers(client):
     for answer in (client.get("/"), client.get("/health"), client.get("/nowhere"), client.post("/recommend", json=[])):
-        for name, value in serve.SAFE.items():
+        for name, value in app.SAFE.items():
             assert answer.headers[name] == value
         assert len(answer.headers["x-request-id"]) == 16
-    assert "unsafe-inline" not in serve.SAFE["content-security-policy"]
+    assert "unsafe-inline" not in app.SAFE["content-security-policy"]
 
 
 def test_the_log_names_no_household_no_basket_and_no_query(client, caplog, sample_split):
-    with caplog.at_level(logging.INFO, logger="recutils.serve"):
+    with caplog.at_level(logging.INFO, logger="recutils.service"):
         client.post("/recommend", json={"basket": ["i07"], "household": "h01"})
         client.get("/search?q=embarrassing ointment")
         client.get("/similar/i07")
@@ -531,7 +537,10 @@ def test_feedback_is_kept_by_pseudonym_and_survives_a_torn_line(client, settings
     client.post("/feedback", json={"item": "i04", "event": "refused"})
     lines = file.read_bytes().split(b"\n")
     assert [json.loads(line)["item"] for line in lines[1:3]] == ["i03", "i04"]
-    assert json.loads(lines[1])["household"] == served.pseudonym("h01", shop.SECRET) and b"h01" not in file.read_bytes()
+    assert (
+        json.loads(lines[1])["household"] == pseudonyms.pseudonym("h01", shop.SECRET)
+        and b"h01" not in file.read_bytes()
+    )
     settings.max_feedback = 10
     assert client.post("/feedback", json={"item": "i04", "event": "refused"}).status_code == 503
 
@@ -575,13 +584,13 @@ def test_openapi_has_examples_and_names_every_error(client):
 
 def test_not_ready_until_a_version_is_there(settings, small, encoder):
     settings.look = 0.05
-    with TestClient(serve.create_app(settings)) as client:
+    with TestClient(app.create_app(settings)) as client:
         client.headers["X-API-Key"] = KEY
         assert client.get("/health").status_code == 200
         answer = client.get("/ready")
         assert answer.status_code == 503 and answer.headers["Retry-After"] and "No artefact" in answer.json()["error"]
         assert client.post("/recommend", json={}).status_code == 503
-        served.save(small, settings.folder, encoder)
+        artifact.save(small, settings.folder, encoder)
         until = time.monotonic() + 20
         while client.get("/ready").status_code != 200 and time.monotonic() < until:
             time.sleep(0.05)
@@ -593,9 +602,9 @@ def test_not_ready_until_a_version_is_there(settings, small, encoder):
 
 
 def test_a_version_with_other_pseudonyms_is_refused(settings, small, encoder):
-    served.save(small, settings.folder, encoder)
+    artifact.save(small, settings.folder, encoder)
     settings.secret, settings.look = b"another secret altogether", 0.05
-    with TestClient(serve.create_app(settings)) as client:
+    with TestClient(app.create_app(settings)) as client:
         until = time.monotonic() + 20
         while "secret" not in client.get("/ready").json()["error"] and time.monotonic() < until:
             time.sleep(0.05)
@@ -608,7 +617,7 @@ def test_a_version_with_other_pseudonyms_is_refused(settings, small, encoder):
 @pytest.fixture(scope="module")
 def live(small, encoder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("live")
-    served.save(small, folder, encoder)
+    artifact.save(small, folder, encoder)
     with shop.running(folder) as (address, key, process):
         yield address, key, process, folder
 
@@ -801,7 +810,7 @@ def test_broken_http_brings_nothing_down(live):
 
 def test_a_swap_fails_no_request(live, small, encoder):
     address, key, _, folder = live
-    old = served.load(folder).version
+    old = artifact.load(folder).version
     stop, answers = threading.Event(), []
 
     def hammer():
@@ -812,10 +821,10 @@ def test_a_swap_fails_no_request(live, small, encoder):
     for thread in threads:
         thread.start()
     name, small.names[1] = small.names[1], "another name"
-    new = served.save(small, folder, encoder)
+    new = artifact.save(small, folder, encoder)
     small.names[1] = name
     time.sleep(2)
-    served.make_current(folder, old)
+    artifact.make_current(folder, old)
     time.sleep(2)
     stop.set()
     for thread in threads:
@@ -827,8 +836,8 @@ def test_a_swap_fails_no_request(live, small, encoder):
 
 
 def test_a_kill_during_start_up_loses_nothing(small, encoder, tmp_path):
-    served.save(small, tmp_path, encoder)
-    version = served.load(tmp_path).version
+    artifact.save(small, tmp_path, encoder)
+    version = artifact.load(tmp_path).version
     with shop.running(tmp_path) as (address, key, process):
         for _ in range(20):
             shop.ask(f"{address}/feedback", key, {"item": "i00", "event": "shown"})
@@ -844,7 +853,7 @@ def test_a_kill_during_start_up_loses_nothing(small, encoder, tmp_path):
 
 
 def test_the_service_needs_no_torch():
-    code = "import sys, recutils.serve; assert 'torch' not in sys.modules, 'torch'"
+    code = "import sys, recutils.service.app; assert 'torch' not in sys.modules, 'torch'"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -860,12 +869,12 @@ def test_a_time_of_the_shop_may_have_a_zone(client):
 def book_shop(tmp_path_factory):
     """The service on the book's own store, as `make serve` starts it."""
     folder = tmp_path_factory.mktemp("book")
-    served.book_shop(folder, shop.SECRET)
+    build.book_shop(folder, shop.SECRET)
     with shop.running(folder) as (address, key, _):
         yield address, key
 
 
-SCREENSHOT = serve.PAGE / "screenshot.png"
+SCREENSHOT = app.PAGE / "screenshot.png"
 NAMES = "[...document.querySelectorAll('#{} .name')].map(n => n.firstChild.textContent)"
 
 

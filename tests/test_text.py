@@ -14,6 +14,8 @@ from torch.nn import functional
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from recutils import data, evaluate, settings, text
+from recutils.text import encoder as encoder_module
+from recutils.text import tagger, training
 
 TEXTS = ["grocery, soft drinks, 2 ltr", "produce, bananas", "frzn ss premium entrees/dnrs, national, 9 oz", "milk"]
 
@@ -63,7 +65,7 @@ def test_without_a_hub_the_embedded_model_steps_in_and_says_so(monkeypatch):
     def no_answer(*_, **__):
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(text.HfApi, "model_info", no_answer)
+    monkeypatch.setattr(encoder_module.HfApi, "model_info", no_answer)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.warns(text.TextWarning, match="No model hub answers and bert-base-surely-not-here"):
         found = text.load_encoder("bert-base-surely-not-here")
@@ -74,7 +76,7 @@ def test_a_name_the_hub_does_not_know_is_an_error(monkeypatch):
     def unknown(*_, **__):
         raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
 
-    monkeypatch.setattr(text.HfApi, "model_info", unknown)
+    monkeypatch.setattr(encoder_module.HfApi, "model_info", unknown)
     with pytest.raises(text.ModelError, match="knows no model 'bert-bse'"):
         text.load_encoder("bert-bse")
 
@@ -199,7 +201,7 @@ def test_the_shop_encoder_is_built_once(sample_split, tmp_path, monkeypatch):
     names, matrix = sample_split.items["name"].tolist(), sample_split.train.matrix
     first = text.shop_vectors(names, matrix, steps=2)
     matrix.has_sorted_indices  # noqa: B018  (asking makes the matrix remember; its baskets are the same)
-    monkeypatch.setattr(text, "fine_tune", lambda *_, **__: pytest.fail("trained a second time"))
+    monkeypatch.setattr(training, "fine_tune", lambda *_, **__: pytest.fail("trained a second time"))
     np.testing.assert_array_equal(text.shop_vectors(names, matrix, steps=2), first)
     built = text.shop_encoder(names, matrix, steps=2)
     np.testing.assert_allclose(text.encode(built, names), first, atol=1e-5)
@@ -217,7 +219,7 @@ def test_bio_marks_where_fields_begin():
 
 def test_spans_are_read_off_the_tags(monkeypatch):
     tags = [["I-size", "I-size", "O", "B-type", "B-type", "I-brand"], []]
-    monkeypatch.setattr(text, "tag_words", lambda tagger, words: tags)
+    monkeypatch.setattr(tagger, "tag_words", lambda tagger, words: tags)
     found = text.tag_attributes(None, ["9 OZ the pizza pie national", ""])
     assert found == [[("size", "9 oz"), ("type", "pizza"), ("type", "pie"), ("brand", "national")], []]
 

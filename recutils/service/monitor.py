@@ -89,5 +89,5 @@ class Monitor:
 
     @classmethod
     def of(cls, usual: Mapping[str, Any]) -> "Monitor":
-        """A monitor from what `served.Served.usual` holds: `counts`, `edges` and `limits`."""
+        """A monitor from what `artifact.Served.usual` holds: `counts`, `edges` and `limits`."""
         return cls(usual["counts"], usual["edges"], usual["limits"])

@@ -1,14 +1,12 @@
 """The service: recommendations, search, bundles and reasons over HTTP, with keys, limits and metrics. Chapter 07.
 
-`make serve` (or `python -m recutils.serve`) starts it on the version that `recutils.served.save` made current.
+`make serve` (or `python -m recutils.service`) starts it on the version that `artifact.save` made current.
 """
 
 import argparse
 import asyncio
 import contextlib
 import gc
-import hashlib
-import hmac
 import json
 import logging
 import os
@@ -16,240 +14,46 @@ import secrets
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import anyio
 import numpy as np
 import prometheus_client as prometheus
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse
 from fastapi.security import APIKeyHeader
-from pydantic import BaseModel, ConfigDict, Field, field_validator
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from recutils import served
-from recutils.drift import Monitor
-from recutils.explain import explain
-from recutils.recommend import BundleError, make_bundle
-from recutils.served import NOBODY, ArtefactError, Served, one_basket, pseudonym
-from recutils.settings import cache_folder
+from recutils.bundles import BundleError, make_bundle
+from recutils.explain.explanation import explain
+from recutils.service.artifact import ArtefactError, Served, load
+from recutils.service.auth import Gate, Settings, default_folder, new_key, settings_from
+from recutils.service.build import book_shop
+from recutils.service.monitor import Monitor
+from recutils.service.pseudonyms import pseudonym
+from recutils.service.schemas import (
+    TROUBLE,
+    Ask,
+    BundleWish,
+    Feedback,
+    ItemId,
+    Offer,
+    Offers,
+    Reason,
+    Refused,
+    Stored,
+    Why,
+    trouble,
+)
+from recutils.service.single_basket import NOBODY, one_basket
 
-log = logging.getLogger("recutils.serve")
+log = logging.getLogger("recutils.service")
+
+
 PAGE = Path(__file__).parent / "page"
-MAX_BASKET = 200
-
-# ---------------------------------------------------------------------------------------------- settings
-
-
-@dataclass
-class Settings:
-    """Where the service finds things, and what it allows.
-
-    - `folder`: artefacts, as `served.save` writes them; `feedback.jsonl` is kept beside them
-    - `secret`: 16 bytes or more, makes pseudonyms of household ids
-    - `keys`: the SHA-256 of each API key, by the name of its holder
-    - `rate`, `burst`: requests a second and at once that one key may make of this process; some count more, see `COST`
-    - `max_body`, `max_feedback`: bytes of one request, and of the feedback file
-    """
-
-    folder: Path
-    secret: bytes
-    keys: dict[str, str] = field(default_factory=dict)
-    rate: float = 50
-    burst: float = 100
-    max_body: int = 64 * 1024
-    max_feedback: int = 1_000_000_000
-    look: float = 0.5  # seconds between looks at which version is current
-
-    def __post_init__(self) -> None:
-        if len(self.secret) < 16:
-            raise ValueError("The secret (RECUTILS_SECRET) is too short; 16 bytes or more are wanted.")
-
-
-def new_key(folder: Path, name: str) -> str:
-    """Make an API key, keep its SHA-256 in `keys.json` of the folder, and return it: it cannot be read there again.
-
-    A key is 32 random bytes, so that a plain hash is enough; a password would need a slow one.
-    """
-    key = secrets.token_urlsafe(32)
-    file = folder / "keys.json"
-    keys = json.loads(file.read_text()) if file.exists() else {}
-    _write(file, json.dumps({**keys, name: hashlib.sha256(key.encode()).hexdigest()}, indent=1))
-    return key
-
-
-def settings_from(folder: Path, **limits: Any) -> Settings:
-    """Settings from a folder: `RECUTILS_SECRET` or the file `secret` (made if missing), and `keys.json`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "secret"
-    if "RECUTILS_SECRET" not in os.environ and not file.exists():
-        _write(file, secrets.token_hex(32))
-    secret = os.environ.get("RECUTILS_SECRET") or file.read_text().strip()
-    keys = folder / "keys.json"
-    return Settings(folder, secret.encode(), json.loads(keys.read_text()) if keys.exists() else {}, **limits)
-
-
-def _write(file: Path, text: str) -> None:
-    """Whole or not at all, and for the owner's eyes only."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    new = file.with_name(f".{file.name}-{os.getpid()}")
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
-        stream.write(text)
-    os.replace(new, file)
-
-
-class Gate:
-    """Who may come in, and how often: keys compared in constant time, a bucket of tokens a key."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.tokens = dict.fromkeys(settings.keys, (settings.burst, time.monotonic()))
-
-    def holder(self, key: str) -> str | None:
-        """Whose key it is, or None. All keys are compared whatever the answer, each in constant time."""
-        digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
-        found = [name for name, known in self.settings.keys.items() if hmac.compare_digest(known, digest)]
-        return found[0] if found else None
-
-    def wait(self, name: str, cost: float = 1) -> float:
-        """Take tokens; the seconds until there are as many (0: come in)."""
-        left, at = self.tokens[name]
-        now, cost = time.monotonic(), min(cost, self.settings.burst)
-        left = min(left + (now - at) * self.settings.rate, self.settings.burst)
-        self.tokens[name] = (left - cost if left >= cost else left, now)
-        return 0.0 if left >= cost else (cost - left) / self.settings.rate
-
-
-# ---------------------------------------------------------------------------------------------- requests and answers
-
-ItemId = Annotated[str, Field(min_length=1, max_length=64, examples=["25671"])]
-Amount = Annotated[int, Field(ge=1, le=50, description="how many at most")]
-
-
-class Strict(BaseModel):
-    """Nothing may come that is not named."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class Ask(Strict):
-    """An open basket, and whose it is, if known."""
-
-    basket: list[ItemId] = Field(default=[], max_length=MAX_BASKET, description="items in the open basket")
-    household: str | None = Field(default=None, min_length=1, max_length=64, description="the shop's id of a household")
-    moment: datetime | None = Field(default=None, description="the shop's local time of the visit")
-    k: Amount = 10
-
-    @field_validator("moment")
-    @classmethod
-    def within_reason(cls, moment: datetime | None) -> datetime | None:
-        """A moment that clocks of tills can show."""
-        if moment is not None and not 1990 <= moment.year < 2200:
-            raise ValueError("a moment lies between 1990 and 2199")
-        return moment
-
-
-class Why(Ask):
-    """An open basket and the offer to explain."""
-
-    item: ItemId
-
-
-class BundleWish(Strict):
-    """What a bundle starts with, and what it should be like."""
-
-    items: list[ItemId] = Field(min_length=1, max_length=5, description="what the bundle is built around")
-    size: int = Field(default=4, ge=2, le=8, description="items in all")
-    budget: float | None = Field(default=None, gt=0, le=1e6, allow_inf_nan=False, description="for what is added")
-    departments: int = Field(default=1, ge=1, le=8, description="how many departments it spans at least")
-
-
-class Feedback(Strict):
-    """What became of an offer."""
-
-    item: ItemId
-    event: Literal["shown", "added", "refused"]
-    household: str | None = Field(default=None, min_length=1, max_length=64)
-
-
-class Offer(BaseModel):
-    """An item, as it is shown."""
-
-    item: str
-    name: str
-    department: str
-    price: float | None
-    score: float | None = None
-
-
-class Offers(BaseModel):
-    """Items, best first."""
-
-    items: list[Offer]
-    version: str = Field(description="of the artefact that answered")
-
-
-class Reason(BaseModel):
-    """Why an item is offered."""
-
-    sentence: str
-    place: int | None = Field(description="its place among the offers, from 1")
-    score: float
-    evidence: dict[str, float] = Field(description="what each source of evidence adds to the score")
-    basket: list[tuple[str, str, float]] = Field(description="(item, name, what it adds), strongest first")
-    rules: list[dict[str, Any]]
-    instead: tuple[str, str] | None = Field(description="(an item of the basket, what would be first without it)")
-    version: str
-
-
-class Stored(BaseModel):
-    """It was kept."""
-
-    stored: bool
-
-
-class Trouble(BaseModel):
-    """What was wrong, and where."""
-
-    error: str
-    fields: list[dict[str, str]] = []
-
-
-TROUBLE: dict[int | str, dict[str, Any]] = {
-    code: {"model": Trouble, "description": what}
-    for code, what in {
-        400: "the body cannot be read as JSON",
-        401: "no key, or one that is not known",
-        404: "no such item",
-        405: "another method is wanted",
-        413: "the body is too large",
-        422: "something in the request must be changed",
-        429: "too many requests for this key",
-        503: "no model is loaded yet, or there is no room",
-    }.items()
-}
-
-
-def trouble(status: int, error: str, fields: Any = None, **headers: str) -> JSONResponse:
-    """An answer that says what to change, in plain characters: what was sent may not be text."""
-    plain = [{k: v.encode("ascii", "replace").decode()[:200] for k, v in field.items()} for field in fields or []]
-    return JSONResponse({"error": error, "fields": plain}, status, headers=headers)
-
-
-class Refused(HTTPException):
-    """A request that cannot be answered; `where` names the field."""
-
-    def __init__(self, error: str, where: str = "", status: int = 422, **headers: str) -> None:
-        super().__init__(status, error, headers)
-        self.fields = [{"where": where, "what": error}] if where else []
-
-
-# ---------------------------------------------------------------------------------------------- what is running
 
 
 class Shelf:
@@ -280,7 +84,7 @@ class Shelf:
         if current and current == self.tried and (not self.trouble or time.monotonic() < self.failed_at + 10):
             return
         try:
-            self.put(await asyncio.to_thread(served.load, self.settings.folder, current or None))
+            self.put(await asyncio.to_thread(load, self.settings.folder, current or None))
         except Exception as error:
             self.trouble = str(error) if isinstance(error, ArtefactError) else type(error).__name__
             self.failed_at = time.monotonic()
@@ -338,6 +142,8 @@ SAFE = {
 
 
 OPEN = {"/", "/page.css", "/page.js", "/health", "/ready", "/openapi.json"}  # what needs no key
+
+
 COST = {"/explain": 10.0, "/bundle": 5.0, "/search": 2.0}  # tokens of a request; 1 for all others
 
 
@@ -395,9 +201,6 @@ class Around:
             log.info(json.dumps(line))
 
 
-# ---------------------------------------------------------------------------------------------- the routes
-
-
 class Desk:
     """What the routes share."""
 
@@ -434,6 +237,8 @@ async def enter(request: Request, key: Annotated[str | None, Depends(KEY)]) -> D
 
 
 Entered = Annotated[Desk, Depends(enter)]
+
+
 router = APIRouter()
 
 
@@ -574,6 +379,8 @@ async def page(request: Request) -> FileResponse:
 
 
 PAGES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
+
+
 for address in PAGES:
     router.add_api_route(address, page, include_in_schema=False)
 
@@ -635,20 +442,12 @@ def keep(file: Path, entry: dict[str, Any], most: int) -> bool:
     return True
 
 
-# ---------------------------------------------------------------------------------------------- make serve
-
-
-def default_folder() -> Path:
-    """`RECUTILS_SERVED`, else `served` in the book's cache."""
-    return Path(os.environ.get("RECUTILS_SERVED") or cache_folder() / "served")
-
-
 def main() -> None:
     """Build what is missing (a version, a key), then serve."""
     import uvicorn
     from threadpoolctl import threadpool_limits
 
-    parser = argparse.ArgumentParser(prog="python -m recutils.serve", description="Serve the book's shop.")
+    parser = argparse.ArgumentParser(prog="python -m recutils.service", description="Serve the book's shop.")
     parser.add_argument("--folder", type=Path, default=default_folder(), help="artefacts (default: %(default)s)")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
@@ -661,7 +460,7 @@ def main() -> None:
             "Building what is to be served: half a minute, or some minutes where the book's cache is empty.", flush=True
         )
         try:
-            served.book_shop(asked.folder, settings.secret)
+            book_shop(asked.folder, settings.secret)
         except ImportError as error:
             sys.exit(
                 f"No version in {asked.folder}, and what builds one is not installed ({error.name}); save one there."
@@ -680,7 +479,3 @@ def main() -> None:
         server_header=False,
         limit_concurrency=500,
     )
-
-
-if __name__ == "__main__":
-    main()

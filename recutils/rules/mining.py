@@ -1,8 +1,4 @@
-"""Frequent itemsets and association rules, counted exactly (chapter 04).
-
-Thresholds are compared with one quotient of two whole numbers, count / baskets or count / count: a division rounds
-to the nearest float, as does whoever writes the threshold, so that no rounding decides about a rule on the boundary.
-"""
+"""Frequent itemsets and association rules of baskets (chapter 04)."""
 
 from collections.abc import Hashable, Iterable, Sequence
 from itertools import combinations
@@ -12,10 +8,10 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-if TYPE_CHECKING:
-    from recutils.mining import Itemsets
+from recutils.rules.measures import MEASURES, interest_measures
 
-MEASURES = ["support", "count", "confidence", "lift", "leverage", "conviction", "zhang"]
+if TYPE_CHECKING:
+    from recutils.rules.itemsets import Itemsets
 
 
 def mine(baskets: Any, min_support: float, max_len: int | None = None, memory: int | None = None) -> "Itemsets":
@@ -28,10 +24,11 @@ def mine(baskets: Any, min_support: float, max_len: int | None = None, memory: i
 
     Raises ValueError for thresholds out of range and for no baskets, and MemoryError before it takes too much.
     """
-    from recutils import mining  # only who mines needs its compiler
+
+    from recutils.rules import itemsets  # only who mines needs its compiler
 
     matrix, names = _as_matrix(baskets)
-    found = mining.search(matrix, _min_count(min_support, matrix.shape[0]), _check_length(max_len), memory)
+    found = itemsets.search(matrix, _min_count(min_support, matrix.shape[0]), _check_length(max_len), memory)
     found.names = names
     return found
 
@@ -112,112 +109,6 @@ def association_rules(
         return pd.DataFrame(columns=["antecedents", "consequents", *MEASURES])
     rules = pd.concat(parts, ignore_index=True)
     return rules.sort_values([by, "confidence", "count"], ascending=False, kind="stable", ignore_index=True)[:best]
-
-
-def interest_measures(count: Any, count_left: Any, count_right: Any, n: int) -> dict[str, np.ndarray]:
-    """Measures of rules A -> C from how many of `n` baskets hold A and C, A, and C.
-
-    - support = P(A, C), 0..1, and `count` = n P(A, C)
-    - confidence = P(C | A), 0..1
-    - lift = P(A, C) / (P(A) P(C)), 0..inf, 1 where A and C are independent
-    - leverage = P(A, C) - P(A) P(C), -0.25..0.25, 0 where independent
-    - conviction = P(A) P(not C) / P(A, not C), 0..inf, 1 where independent, inf where the rule never fails
-    - zhang = leverage / max(P(A, C) P(not A), P(A) (P(C) - P(A, C))), -1..1, 0 where independent
-
-    Sources: Brin et al. (1997) for lift and conviction, Piatetsky-Shapiro (1991), Zhang (2000).
-    """
-    both, left, right = (np.asarray(c, dtype=float) / n for c in (count, count_left, count_right))
-    confidence = np.asarray(count, dtype=float) / count_left
-    leverage = both - left * right
-    with np.errstate(divide="ignore", invalid="ignore"):
-        conviction = np.where(confidence < 1, (1 - right) / (1 - confidence), np.inf)
-        bound = np.maximum(both * (1 - left), left * (right - both))
-        zhang = np.where(bound > 0, leverage / bound, 0.0)
-    return {
-        "support": both,
-        "count": np.asarray(count),
-        "confidence": confidence,
-        "lift": confidence / right,
-        "leverage": leverage,
-        "conviction": conviction,
-        "zhang": zhang,
-    }
-
-
-def pair_counts(matrix: sparse.spmatrix) -> sparse.csr_matrix:
-    """How many baskets hold each pair of items: X^T X, (n_items, n_items), the diagonal holding the items' own."""
-    x = sparse.csr_matrix(matrix, dtype=np.int32)
-    return sparse.csr_matrix(x.T @ x)
-
-
-def shrunk_log_lift(both: Any, chance: Any) -> np.ndarray:
-    """log((n_ij + 1) / (E_ij + 1)) with n_ij joint baskets where chance would give E_ij; float32.
-
-    The ones hold back pairs of which little is known: 0 where nothing was expected and nothing seen.
-    """
-    return np.log((np.asarray(both) + 1) / (np.asarray(chance) + 1)).astype(np.float32)
-
-
-def left_sides(rules: pd.DataFrame, n_items: int) -> sparse.csr_matrix:
-    """The antecedents as a 0/1 matrix (n_items, n_rules), for rules over the columns of a basket matrix."""
-    sizes = rules["antecedents"].map(len).to_numpy(dtype=int)
-    column = np.fromiter((i for left in rules["antecedents"] for i in left), dtype=int, count=sizes.sum())
-    rule = np.repeat(np.arange(len(sizes)), sizes)
-    return sparse.csr_matrix((np.ones(len(rule), np.float32), (column, rule)), shape=(n_items, len(sizes)))
-
-
-def firing(matrix: sparse.csr_matrix, left: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
-    """Which rules fire in which baskets: (basket numbers, rule numbers), in ascending order of the rules.
-
-    `matrix` is 0/1 (n_baskets, n_items), `left` comes from `left_sides`; a rule fires when all of its left
-    side is in the basket.
-    """
-    sizes = np.asarray(left.sum(axis=0)).ravel()
-    found = []
-    for start in range(0, matrix.shape[0], 1024):  # partly held left sides are many, so not all at once
-        held = sparse.coo_matrix(matrix[start : start + 1024] @ left)
-        whole = held.data == sizes[held.col]
-        found.append((held.row[whole] + start, held.col[whole]))
-    empty = np.empty(0, int)
-    basket, rule = (np.concatenate(part) for part in zip((empty, empty), *found, strict=True))
-    order = np.argsort(rule, kind="stable")
-    return basket[order], rule[order]
-
-
-def with_groups(matrix: sparse.csr_matrix, groups: np.ndarray) -> sparse.csr_matrix:
-    """Baskets with a column more for each group of items: 0/1 (n_baskets, n_items + n_groups).
-
-    `groups` (n_items,) numbers each item's group from 0; a basket holds a group when it holds one of its items.
-    Mining this matrix finds generalised rules (Srikant and Agrawal, 1995).
-    """
-    n_items = matrix.shape[1]
-    if len(groups) != n_items:
-        raise ValueError(f"{len(groups)} groups for {n_items} items; give one an item.")
-    member = sparse.csr_matrix((np.ones(n_items, np.float32), (np.arange(n_items), groups)))
-    held = sparse.csr_matrix(matrix @ member)
-    held.data[:] = 1
-    return sparse.hstack([matrix, held]).tocsr()
-
-
-def for_items(rules: pd.DataFrame, groups: np.ndarray) -> pd.DataFrame:
-    """Of rules over `with_groups` with one consequent, those that offer an item and say something.
-
-    Left sides may hold items and groups, but neither the group of the item offered, nor an item together with its
-    own group, nor a group of one item, which says what the item says.
-    """
-    n_items = len(groups)
-    single = set((np.flatnonzero(np.bincount(groups) == 1) + n_items).tolist())
-
-    def says(left: frozenset, right: frozenset) -> bool:
-        offered = min(right)
-        within = {groups[i] + n_items for i in left if i < n_items}
-        return offered < n_items and groups[offered] + n_items not in left and not (within | single) & left
-
-    keep = [says(left, right) for left, right in zip(rules["antecedents"], rules["consequents"], strict=True)]
-    return rules[np.array(keep, dtype=bool)].reset_index(drop=True)
-
-
-# ---------------------------------------------------------------------------------------------- inside
 
 
 def _as_matrix(baskets: Any) -> tuple[sparse.csr_matrix, list[Hashable] | None]:

@@ -1,0 +1,38 @@
+"""The book's evaluation protocol (chapter 01): metrics, tasks, intervals, result rows and the leaderboard."""
+
+from recutils.evaluate.metrics import (
+    METRICS,
+    bootstrap_ci,
+    coverage,
+    diversity,
+    hit_rate_at_k,
+    mrr,
+    ndcg_at_k,
+    rank_relevant,
+    recall_at_k,
+)
+from recutils.evaluate.results import fingerprint, leaderboard, origin, read_results, results_name, save_results
+from recutils.evaluate.tasks import Evaluation, cold_items, complete_the_basket, hide_one, next_basket
+
+__all__ = [
+    "METRICS",
+    "Evaluation",
+    "bootstrap_ci",
+    "cold_items",
+    "complete_the_basket",
+    "coverage",
+    "diversity",
+    "fingerprint",
+    "hide_one",
+    "hit_rate_at_k",
+    "leaderboard",
+    "mrr",
+    "ndcg_at_k",
+    "next_basket",
+    "origin",
+    "rank_relevant",
+    "read_results",
+    "recall_at_k",
+    "results_name",
+    "save_results",
+]

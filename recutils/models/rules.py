@@ -1,0 +1,49 @@
+"""Association rules as a recommender (chapter 04)."""
+
+import numpy as np
+from scipy import sparse
+
+from recutils.data.schema import Baskets
+from recutils.models.base import Recommender
+from recutils.rules.firing import firing, for_items, left_sides, with_groups
+from recutils.rules.mining import association_rules
+
+
+class RuleRecommender(Recommender):
+    """What the rules say: score_i = the highest confidence of a rule A -> i with all of A in the basket.
+
+    Rules are mined from the training baskets (`association_rules`, one consequent); `measure` may name
+    another of their columns. With `groups` (n_items,), left sides may hold groups of items (`with_groups`).
+    No rule fires: -inf. Chapter 04.
+    """
+
+    def __init__(
+        self,
+        min_support: float = 0.0001,
+        min_confidence: float = 0.05,
+        max_len: int | None = 2,
+        measure: str = "confidence",
+        groups: np.ndarray | None = None,
+    ) -> None:
+        self.min_support, self.min_confidence = min_support, min_confidence
+        self.max_len, self.measure, self.groups = max_len, measure, groups
+
+    def _fit(self, train: Baskets) -> None:
+        matrix = self._seen(train)
+        rules = association_rules(matrix, self.min_support, self.min_confidence, self.max_len)
+        if self.groups is not None:
+            rules = for_items(rules, self.groups)
+        # Weakest first, so that among the rules for one item the strongest is written last.
+        self.rules = rules.sort_values(self.measure, kind="stable", ignore_index=True)
+        self.left = left_sides(self.rules, matrix.shape[1])
+        self.right = np.array([next(iter(c)) for c in self.rules["consequents"]], dtype=int)
+        self.weights = self.rules[self.measure].to_numpy(dtype=np.float32)
+
+    def _score(self, queries: Baskets) -> np.ndarray:
+        scores = np.full(queries.matrix.shape, -np.inf, dtype=np.float32)
+        row, rule = firing(self._seen(queries), self.left)
+        scores[row, self.right[rule]] = self.weights[rule]
+        return scores
+
+    def _seen(self, baskets: Baskets) -> sparse.csr_matrix:
+        return baskets.matrix if self.groups is None else with_groups(baskets.matrix, self.groups)
