@@ -218,7 +218,7 @@ def test_what_is_not_there_is_said(tmp_path, folder):
 
 SAVE_FOR_EVER = """
 import itertools, pathlib, sys
-from recutils import served
+from recutils.service import artifact
 folder, encoder = map(pathlib.Path, sys.argv[1:])
 shop = artifact.load(folder)
 for n in itertools.count():

@@ -299,7 +299,7 @@ def test_sorting_and_bf16_are_faster_than_padding(encoder, journey_split):
 
 def test_text_places_cold_items_better_than_chance(encoder, journey_split):
     """Zero-shot on the cold shelf: 50 of 630 by chance is 0.08."""
-    from recutils.recommend import EmbeddingRecommender
+    from recutils.models import EmbeddingRecommender
 
     cold = data.hide_cold_items(journey_split)
     vectors = text.encode(encoder, data.item_text(cold.items))
