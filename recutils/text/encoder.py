@@ -16,6 +16,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
 from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging
 
 from recutils.settings import precision, release_memory
 
@@ -107,7 +108,12 @@ def check_weights(file: Path, sha256: str) -> None:
 
 
 def load_model(folder: Path, kind: Any = AutoModel, **options: Any) -> tuple[Any, Any]:
-    """(model, tokenizer) from a folder, in fp32. Raises ModelError where a file of it is damaged."""
+    """(model, tokenizer) from a folder, in fp32. Raises ModelError where a file of it is damaged.
+
+    transformers speaks of errors only from then on, in the whole process, and shows no progress bars.
+    """
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     # Attention written out trains faster on a CPU than the fused kernel, and can show its weights.
     attention = "sdpa" if best_device().type == "cuda" else "eager"
     try:
