@@ -180,6 +180,13 @@ def test_each_kind_of_row_has_its_tolerance(model, metric, before, now, fine):
     assert len(moved) == 1 and (not wrong) == fine
 
 
+def test_only_another_seed_may_move_short_trainings_further():
+    key = ("03_product_graph", "no_graph", "cold_items", "test", "hr@50", "notebook", "cpu")
+    kept, fresh = ({key: {"value": v, "n": 100, "profile": "cpu"}} for v in (0.22, 0.27))
+    assert check.compare(kept, fresh, ["03_product_graph"])[1]
+    assert not check.compare(kept, fresh, ["03_product_graph"], check.ANOTHER_SEED)[1]
+
+
 def test_no_row_is_left_out_of_the_comparison():
     kept = dict([row(0.1), row(0.2, "hybrid")])
     assert "missing" in check.compare(kept, dict([row(0.1)]), ["05_recommendation_and_bundles"])[1][0]

@@ -1,6 +1,7 @@
 """The book's tasks (chapter 01): each ranks all of its candidates, never a sample.
 
-Every model has seen the training weeks only."""
+Every model has seen the training weeks only.
+"""
 
 from dataclasses import dataclass
 

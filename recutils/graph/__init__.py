@@ -1,6 +1,7 @@
 """The graph of products and graph networks on it (chapter 03).
 
-Needs the extra `graph` (PyTorch Geometric without its extension packages)."""
+Needs the extra `graph` (PyTorch Geometric without its extension packages).
+"""
 
 from recutils.graph.build import (
     GraphError,

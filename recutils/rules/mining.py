@@ -24,7 +24,6 @@ def mine(baskets: Any, min_support: float, max_len: int | None = None, memory: i
 
     Raises ValueError for thresholds out of range and for no baskets, and MemoryError before it takes too much.
     """
-
     from recutils.rules import itemsets  # only who mines needs its compiler
 
     matrix, names = _as_matrix(baskets)

@@ -42,7 +42,7 @@ class Served:
     - `pseudonyms`: one a household of the ranker, see `pseudonym`
     - `word_weights`: csr (n_words, n_items), BM25's weight of each of `words` in each item's text
     - `text_vectors` (n_items, width): unit vectors of the texts by the encoder in `encoder` (see `OnnxEncoder`)
-    - `usual`: what baskets and scores looked like when all this was fitted (see `recutils.drift`)
+    - `usual`: what baskets and scores looked like when all this was fitted (see `service.monitor`)
     - `version`: set by `save`
     """
 

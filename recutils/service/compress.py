@@ -1,7 +1,4 @@
-"""An encoder made smaller and faster: fewer layers, ONNX Runtime, weights of eight bits. Chapter 07.
-
-torch is imported only where an encoder is changed or exported; `OnnxEncoder` runs without it.
-"""
+"""An encoder with fewer layers, trained on or not (chapter 07). torch is imported where a function needs it."""
 
 import copy
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""An encoder as ONNX, for a service without torch (chapter 07)."""
+"""An encoder as ONNX, in eight bits or whole (chapter 07). Exporting needs torch; `OnnxEncoder` runs without it."""
 
 import copy
 import logging

@@ -180,7 +180,7 @@ def shop_encoder(
     steps = affordable(150) if steps is None else steps
     weights = _weights(texts, matrix, steps, seed, name) if steps else {}  # before another encoder takes memory
     encoder = load_encoder(name)
-    if steps:
+    if weights:
         encoder.model.load_state_dict({name: torch.as_tensor(value) for name, value in weights.items()})
     return encoder
 
