@@ -1,5 +1,5 @@
 # make book: set up, execute every notebook on the full store, render the book.
-# make test: set up, run every check. The rest is for authors; see CONTRIBUTING.md.
+# make test: set up, run every check. make check: lint, types and quick tests, the loop one works in. The rest is for authors; see CONTRIBUTING.md.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -7,7 +7,7 @@ LAB := $(patsubst notebooks/%.ipynb,%,$(wildcard notebooks/*.ipynb))
 COLAB := 01 02 04
 export RECUTILS_CACHE ?= $(CURDIR)/.cache
 
-.PHONY: book test shake lab-check colab-check address lab serve notebooks screenshot long format html leaderboard bench clean
+.PHONY: book test check shake lab-check colab-check address lab serve notebooks screenshot long format html leaderboard bench clean
 
 book: .venv/book
 	@RECUTILS_RESULTS=$(CURDIR)/_build/results $(BIN)/python tools/runner.py run _build/notebooks || [ $$? -eq 1 ]
@@ -18,6 +18,10 @@ test: .venv/test
 	$(BIN)/python tools/book.py html
 	$(BIN)/python tools/check.py
 	$(BIN)/pytest
+
+check: .venv/test
+	@$(BIN)/ruff check -q . && $(BIN)/ruff format --check -q . && $(BIN)/mypy --no-error-summary
+	@$(BIN)/pytest -q -m "not slow and not store and not browser" --durations=5
 
 shake: .venv/test
 	$(BIN)/python tools/check.py plain seed thread

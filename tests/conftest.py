@@ -20,6 +20,18 @@ def missing(what: str, need: str) -> None:
     pytest.skip(what)
 
 
+# What a fixture says of the tests that use it.
+MARKS = {"journey": "store", "shared": "store", "chromium": "browser"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test by the fixtures it uses, directly or by way of others."""
+    for item in items:
+        for fixture, mark in MARKS.items():
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(mark)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data that is not the book's; its place is in RECUTILS_SHARED_DATA."""

@@ -1,0 +1,109 @@
+"""The rules of the house: what a room may import, how long a function may be, who uses a public name."""
+
+import textwrap
+
+import house
+import pytest
+from house import ROOT
+
+PACKAGE = house.modules()
+PAGES = [*sorted((ROOT / "notebooks").glob("*.md")), ROOT / "data" / "own_shop.md"]
+# What each room may import. The service may import all; nothing imports the service.
+ROOMS = {
+    "": set(),
+    "settings": set(),
+    "plots": {"settings"},
+    "data": {"settings"},
+    "models": {"data", "rules", "settings"},
+    "recommend": {"models"},
+    "evaluate": {"data", "models", "settings"},
+    "rules": {"data", "settings"},
+    "text": {"data", "models", "settings"},
+    "graph": {"data", "models", "settings"},
+    "ranker": {"data", "evaluate", "models", "settings"},
+    "bundles": {"data", "models", "ranker", "rules", "settings"},
+    "explain": {"data", "evaluate", "models", "ranker", "rules", "settings"},
+}
+# Lines of the package without its service, and of the service; what is meant is 3,000 and 1,000.
+MOST_LINES = {"package": 5200, "service": 1700}
+LONGEST_FUNCTION, MOST_PARAMETERS = 40, 7
+# Public names that one notebook alone uses, or none, each with its reason.
+SINGLE: dict[str, str] = {}
+# Functions whose signature is published.
+PUBLISHED = {"train_node_classifier"}
+
+
+@pytest.mark.parametrize("module", PACKAGE, ids=lambda m: m.name or "recutils")
+def test_imports_run_one_way(module):
+    allowed = set(ROOMS) | {""} if module.room == "service" else ROOMS[module.room]
+    assert module.imports <= allowed, f"{module.name} imports {module.imports - allowed}"
+
+
+def test_rooms_make_no_circle():
+    done: set[str] = set()
+    while True:
+        free = {room for room, needs in ROOMS.items() if needs <= done} - done
+        if not free:
+            break
+        done |= free
+    assert done == set(ROOMS)
+
+
+@pytest.mark.parametrize("module", PACKAGE, ids=lambda m: m.name or "recutils")
+def test_functions_are_short_and_take_few_parameters(module):
+    long = {f.name: house.n_lines(f) for f in module.functions if house.n_lines(f) > LONGEST_FUNCTION}
+    wide = {f.name: house.n_parameters(f) for f in module.functions if house.n_parameters(f) > MOST_PARAMETERS}
+    assert not long and not wide.keys() - PUBLISHED, (long, wide)
+
+
+@pytest.mark.parametrize("module", PACKAGE, ids=lambda m: m.name or "recutils")
+def test_nothing_private_is_read_and_nothing_is_done_at_import(module):
+    assert not house.private_reads(module)
+    if module.name:  # the package itself sets how threads wait, before any library is loaded
+        assert not house.done_at_import(module)
+
+
+def test_every_public_name_has_two_users():
+    found = house.users(PACKAGE, PAGES)
+    few = {
+        f"{module}.{name}": sorted(users)
+        for (module, name), users in found.items()
+        if len(users) < 2 and not users & {"service", "own_shop"}
+    }
+    assert few.keys() == SINGLE.keys(), "\n".join(f"{k}: {v}" for k, v in sorted(few.items()) if k not in SINGLE)
+
+
+def test_the_package_does_not_grow():
+    service = sum(m.n_lines for m in PACKAGE if m.room == "service")
+    lines = {"package": sum(m.n_lines for m in PACKAGE) - service, "service": service}
+    assert all(lines[part] <= most for part, most in MOST_LINES.items()), lines
+
+
+def test_breaches_are_seen(tmp_path):
+    """The rules themselves: a module that breaks each of them once, and a name that one page alone uses."""
+    source = '''
+        """A module."""
+        from recutils.other import _hidden
+        from recutils import service
+
+        def wide(a, b, c, d, e, f, g, h):
+            """Nothing."""
+            return a._inside + _hidden
+
+        def used():
+            return helper()
+
+        def helper():
+            return 1
+
+        print("at import")
+        '''
+    (tmp_path / "room.py").write_text(textwrap.dedent(source))
+    module = house.Module(tmp_path / "room.py", tmp_path)
+    assert module.imports == {"other", "service"} and house.n_parameters(module.functions[0]) == 8
+    assert len(house.private_reads(module)) == 2 and len(house.done_at_import(module)) == 1
+    pages = [tmp_path / f"{name}.md" for name in ("one", "two")]
+    pages[0].write_text("```{code-cell} ipython3\nroom.used()\nroom.wide(1)\n```\n")
+    pages[1].write_text("```python\n%matplotlib inline\nroom.used()\n```\n")
+    users = house.users([module], pages)
+    assert users["room", "used"] == users["room", "helper"] == {"one", "two"} and users["room", "wide"] == {"one"}
