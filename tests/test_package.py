@@ -107,3 +107,22 @@ def test_breaches_are_seen(tmp_path):
     pages[1].write_text("```python\n%matplotlib inline\nroom.used()\n```\n")
     users = house.users([module], pages)
     assert users["room", "used"] == users["room", "helper"] == {"one", "two"} and users["room", "wide"] == {"one"}
+
+
+def test_a_recommender_in_twenty_lines_is_on_the_leaderboard(sample_split, monkeypatch, capsys):
+    """The example of CONTRIBUTING.md, run as it stands there, on the sample store."""
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    code = page.split("```python\n", 1)[1].split("```", 1)[0]
+    monkeypatch.setattr("recutils.data.load_store", lambda: None)
+    monkeypatch.setattr("recutils.data.time_split", lambda store: sample_split)
+    scope: dict = {}
+    exec(code, scope)
+    board = scope["board"]
+    assert (
+        set(board["model"]) == {"popularity", "weekday_popularity"} and "weekday_popularity" in capsys.readouterr().out
+    )
+    model, test = scope["model"], sample_split.test[:50]
+    days = test.timestamps.astype("datetime64[D]").view("int64") % 7
+    scores = model.score(test)
+    assert all((scores[days == day] == scores[days == day][:1]).all() for day in set(days))
+    assert len(code.split("class ")[1].split("split =")[0].splitlines()) < 20
