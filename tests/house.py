@@ -77,7 +77,7 @@ def code_of_page(page: Path) -> str:
     """The code cells (or fenced Python) of a notebook's .md or of another page, without options and magics."""
     text = page.read_text(encoding="utf-8")
     blocks = re.findall(r"^```(?:\{code-cell\} ipython3|python)\n(.*?)^```", text, re.S | re.M)
-    options = re.compile(r"\A(?:---\n.*?^---\n|(?::.*\n)+)", re.S | re.M)
+    options = re.compile(r"\A(?:---\n.*?^---\n|(?::[^\n]*\n)+)", re.S | re.M)
     lines = [line for block in blocks for line in options.sub("", block).splitlines()]
     return "\n".join(line for line in lines if not line.startswith(("%", "!")))
 
