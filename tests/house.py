@@ -79,7 +79,7 @@ def code_of_page(page: Path) -> str:
     blocks = re.findall(r"^```(?:\{code-cell\} ipython3|python)\n(.*?)^```", text, re.S | re.M)
     options = re.compile(r"\A(?:---\n.*?^---\n|(?::[^\n]*\n)+)", re.S | re.M)
     lines = [line for block in blocks for line in options.sub("", block).splitlines()]
-    return "\n".join(line for line in lines if not line.startswith(("%", "!")))
+    return re.sub(r"^( *)[%!].*$", r"\1pass", "\n".join(lines), flags=re.M)
 
 
 def identifiers(node: ast.AST) -> set[str]:
