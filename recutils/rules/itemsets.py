@@ -41,7 +41,7 @@ class Itemsets:
         parent, item, _ = self.levels[length - 1]
         return item[:, None] if length == 1 else np.column_stack([self.sets(length - 1)[parent], item])
 
-    def links(self) -> Iterator[np.ndarray]:
+    def subset_links(self) -> Iterator[np.ndarray]:
         """Level by level (n_k, k): the row, one level up, of the itemset without its first, second, ... last item.
 
         Without the last it is the parent. Without an earlier one it is a child of what the parent is without that
@@ -55,22 +55,22 @@ class Itemsets:
             link = np.column_stack([np.array(earlier, np.int32).T, parent])
             yield link
 
-    def best_superset(self) -> list[np.ndarray]:
+    def max_superset_count(self) -> list[np.ndarray]:
         """For each level (n_k,): the largest count among the itemsets with one item more, 0 where there is none."""
         best = [np.zeros(len(count), np.int32) for _, _, count in self.levels]
-        for k, link in enumerate(self.links()):
+        for k, link in enumerate(self.subset_links()):
             for column in link.T if k else []:
                 np.maximum.at(best[k - 1], column, self.levels[k][2])
         return best
 
-    def named(self, places: np.ndarray) -> list[frozenset]:
+    def to_frozensets(self, places: np.ndarray) -> list[frozenset]:
         """Rows of places in `order`, (n, k), as frozensets of columns, or of items where they have names."""
         labels = np.empty(len(self.order), object)
         labels[:] = [int(c) if self.names is None else self.names[c] for c in self.order]
         with _no_collection():
             return list(map(frozenset, labels[places].tolist()))
 
-    def table(self, keep: str = "all", max_len: int | None = None) -> pd.DataFrame:
+    def to_frame(self, keep: str = "all", max_len: int | None = None) -> pd.DataFrame:
         """A table with `itemset`, `length`, `count` and `support`, the shortest and then the most frequent first.
 
         `keep="closed"` leaves out itemsets with a superset, among all that were mined, in as many baskets;
@@ -79,7 +79,7 @@ class Itemsets:
         """
         if keep not in ("all", "closed", "maximal"):
             raise ValueError(f"keep is {keep!r}; use 'all', 'closed' or 'maximal'.")
-        best, parts, size = self.best_superset() if keep != "all" else [], [], 0
+        best, parts, size = self.max_superset_count() if keep != "all" else [], [], 0
         for k, (_, _, count) in enumerate(self.levels[:max_len], start=1):
             kept = np.ones(len(count), bool) if keep == "all" else best[k - 1] < (count if keep == "closed" else 1)
             rows = np.flatnonzero(kept)
@@ -88,13 +88,13 @@ class Itemsets:
         if size > (free := psutil.virtual_memory().available):
             raise MemoryError(
                 f"{sum(map(len, parts)):,} itemsets as a table need {size / 1e9:.1f} GB, with {free / 1e9:.1f} free; "
-                "keep closed or maximal ones, or take the arrays of rules.mine."
+                "keep closed or maximal ones, or take the arrays of rules.mine_itemsets."
             )
         count = np.concatenate([np.empty(0, int), *(self.levels[k][2][rows] for k, rows in enumerate(parts))])
         return pd.DataFrame(
             {
                 "itemset": pd.Series(
-                    [s for k, r in enumerate(parts) for s in self.named(self.sets(k + 1)[r])], dtype=object
+                    [s for k, r in enumerate(parts) for s in self.to_frozensets(self.sets(k + 1)[r])], dtype=object
                 ),
                 "length": np.repeat(np.arange(1, len(parts) + 1), [len(rows) for rows in parts]),
                 "count": count,
