@@ -114,8 +114,8 @@ class _BeamSearch:
         self.affinity, self.start, self.beam_width = affinity, start, beam_width
         self.allowed = np.ones(n, bool) if wanted.allowed is None else np.asarray(wanted.allowed, bool)
         self.budget = np.inf if wanted.budget is None else wanted.budget
-        priced = wanted.budget is not None and wanted.prices is not None
-        self.cost = np.where(np.isnan(wanted.prices), np.inf, wanted.prices) if priced else np.zeros(n)
+        prices = np.zeros(n) if wanted.budget is None or wanted.prices is None else np.asarray(wanted.prices)
+        self.cost = np.where(np.isnan(prices), np.inf, prices)
         self.substitute = np.arange(n) if wanted.substitutes is None else pd.factorize(wanted.substitutes)[0]
         self.department = np.zeros(n, int) if wanted.departments is None else pd.factorize(wanted.departments)[0]
         self.min_departments = wanted.min_departments
@@ -130,14 +130,14 @@ class _BeamSearch:
         """The best sets of one item more, where `left` items are still to be added; empty where there are none."""
         longer: dict[frozenset, tuple[float, int, int]] = {}
         for number, part in enumerate(sets):
-            best = np.flatnonzero(self._affordable(part, left))
+            best = np.flatnonzero(self._addable(part, left))
             if len(best) > self.beam_width:
                 best = best[np.argpartition(-part.gain[best], self.beam_width)[: self.beam_width]]
             longer |= {frozenset([*part.items, int(i)]): (part.score + part.gain[i], number, int(i)) for i in best}
         chosen = sorted(longer.values(), key=lambda entry: (-entry[0], entry[2]))[: self.beam_width]
         return [self._with(sets[number], i, score) for score, number, i in chosen]
 
-    def _affordable(self, part: _Partial, left: int) -> np.ndarray:
+    def _addable(self, part: _Partial, left: int) -> np.ndarray:
         free = part.free & (self.cost <= self.budget - self.cost[part.items[len(self.start) :]].sum())
         held = self.department[part.items]
         if len(set(held)) + left - 1 < self.min_departments:  # each item still to come must bring a new department
