@@ -107,7 +107,7 @@ def test_gcn_by_hand_on_paper(by_hand, dense):
 
 
 def test_gat_by_hand_on_paper(by_hand, dense):
-    """Attention by the speaker's value alone: softmax over (1, 2, 3) for the middle node."""
+    """Attention by the source node's value alone: softmax over (1, 2, 3) for the middle node."""
     h, one = torch.tensor([[1.0], [2.0], [3.0]]), torch.ones(1)
     found, alpha = by_hand["gat_layer"](h, dense, torch.ones(1, 1), 0 * one, one)
     e = np.exp([1.0, 2.0, 3.0])
@@ -235,13 +235,13 @@ def test_node_classifier_says_what_is_wrong(blocks, change, said):
 
 
 def test_the_chapter_keeps_its_promises():
-    """Of the kept rows: the graph's networks against the four usual rivals of link prediction, and against no graph."""
+    """Of the kept rows: the networks against the four usual baselines of link prediction, and against no graph."""
     rows = json.loads((ROOT / "data" / "results" / "03_product_graph.json").read_text())
     ap = {r["model"]: r for r in rows if r["task"] == "link_prediction" and r["metric"] == "ap"}
     usual = max(ap[m]["value"] for m in ("text_cosine", "common_neighbours", "adamic_adar", "degree_product"))
     assert ap["gcn"]["low"] > 1.1 * usual and ap["gcn"]["low"] > ap["no_graph"]["high"]
     assert ap["gcn_counted"]["low"] > max(ap["popularity_counted"]["high"], ap["no_graph_counted"]["high"])
-    assert ap["gcn_counted"]["value"] > 1.05 * ap["all_three"]["value"]  # the strongest rival
+    assert ap["gcn_counted"]["value"] > 1.05 * ap["all_three"]["value"]  # the strongest baseline
     ndcg = {r["model"]: r for r in rows if r["task"] == "complete_the_basket" and r["metric"] == "ndcg@10"}
     assert {"graph", "no_graph", "item_knn_graph", "ease_graph"} == set(ndcg)
     assert ndcg["item_knn_graph"]["value"] > ndcg["graph"]["value"]

@@ -230,11 +230,11 @@ def test_the_chapter_keeps_its_promises():
         )
         assert found["text_prior", *basket]["low"] > popularity["high"]
         for metric in ("hr@50", "hr@10"):
-            for rival in ("text_zero_shot", "bm25"):
-                assert found["text", "cold_items", metric]["value"] > found[rival, "cold_items", metric]["value"]
-        shelf = {m: found[m, "cold_items", "hr@50"] for m in ("text", "text_zero_shot", "bm25")}
-        assert shelf["text"]["value"] > 2 * shelf["text_zero_shot"]["value"]
-        assert shelf["text"]["low"] > max(shelf["text_zero_shot"]["high"], shelf["bm25"]["high"])
+            for baseline in ("text_zero_shot", "bm25"):
+                assert found["text", "cold_items", metric]["value"] > found[baseline, "cold_items", metric]["value"]
+        cold = {m: found[m, "cold_items", "hr@50"] for m in ("text", "text_zero_shot", "bm25")}
+        assert cold["text"]["value"] > 2 * cold["text_zero_shot"]["value"]
+        assert cold["text"]["low"] > max(cold["text_zero_shot"]["high"], cold["bm25"]["high"])
     rows = json.loads((folder / "02_bert_fine_tuning.json").read_text())
     tens = {r["model"]: r for r in rows if (r["task"], r["metric"]) == ("cold_items", "hr@10")}
     assert tens["text_bm25"]["low"] > tens["bm25"]["high"]
@@ -263,7 +263,7 @@ def test_sorting_and_bf16_are_faster_than_padding(encoder, journey_split):
 
 
 def test_text_places_cold_items_better_than_chance(encoder, journey_split):
-    """Zero-shot on the cold shelf: 50 of 630 by chance is 0.08."""
+    """Zero-shot on the cold-start items: 50 of 630 by chance is 0.08."""
     from recutils.models import EmbeddingRecommender
 
     cold = data.hide_cold_items(journey_split)
