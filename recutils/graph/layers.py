@@ -14,7 +14,7 @@ from torch_geometric.nn import GATConv, GCNConv, SAGEConv
 from recutils.data.schema import Baskets
 from recutils.graph.build import GraphError, as_tensor, build_item_graph, nearest_neighbours
 from recutils.models.embeddings import InnerProduct
-from recutils.settings import TRAINING_SEED, repeatable, stage
+from recutils.settings import TRAINING_SEED, cached, seed_everything
 from recutils.text.encoder import best_device
 from recutils.text.training import train_steps
 
@@ -44,7 +44,7 @@ class ItemEncoder(nn.Module):
             raise GraphError(f"conv is {conv!r}; use 'gcn', 'gat', 'sage' or 'none'.")
         if features is None and not item_embedding:
             raise GraphError("Without features and without item_embedding all items are the same; give one of them.")
-        repeatable(seed)
+        seed_everything(seed)
         self.features: torch.Tensor | None = None
         self.input_proj = None if features is None else nn.Linear(features.shape[1], width)
         # Beside features ID embeddings start at 0, so that an item without sales has no random one.
@@ -128,7 +128,7 @@ class GraphRecommender(InnerProduct):
         return encoder.vectors()
 
 
-@stage(libraries=LIBRARIES)
+@cached(libraries=LIBRARIES)
 def _basket_weights(
     matrix: sparse.csr_matrix,
     edges: list[sparse.csr_matrix],

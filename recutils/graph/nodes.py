@@ -9,7 +9,7 @@ from torch.nn import functional
 from torch_geometric.nn import GAT, GCN
 
 from recutils.graph.build import GraphError, adjacency, as_tensor
-from recutils.settings import TRAINING_SEED, repeatable
+from recutils.settings import TRAINING_SEED, seed_everything
 
 
 class NodeClassifier(nn.Module):
@@ -59,7 +59,7 @@ def train_node_classifier(
     x, y = torch.as_tensor(x, dtype=torch.float32), torch.as_tensor(y).long()
     train, validation = (torch.as_tensor(mask, dtype=torch.bool) for mask in (train_mask, val_mask))
     _check(x, y, train, validation)
-    repeatable(seed)
+    seed_everything(seed)
     classifier = NodeClassifier(x.shape[1], int(y.max()) + 1, model)
     unit, graph = functional.normalize(x, dim=1), as_tensor(adjacency(edge_index, len(x)), model)
     optimizer = torch.optim.Adam(classifier.parameters(), lr=0.01, weight_decay=5e-4)

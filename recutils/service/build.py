@@ -148,7 +148,7 @@ def book_shop(folder: Path, secret: bytes) -> str:
     items, texts = split.items, data.item_text(split.items).to_list()
     prices = data.item_features(store, split)["price"].to_numpy()
     del store
-    practice = data.practice_shelf(data.hide_cold_items(split)).train.matrix
+    practice = data.cold_validation_split(data.hide_cold_items(split)).train.matrix
     words = text.shop_vectors(texts, practice)
     network = graph.GraphRecommender(words).fit(split.train)
     early = split.validation.timestamps < np.datetime64(split.validation_start + pd.Timedelta(weeks=2))

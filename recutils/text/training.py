@@ -9,7 +9,7 @@ import torch
 from scipy import sparse
 from torch.nn import functional
 
-from recutils.settings import TRAINING_SEED, affordable, deterministic, release_memory, repeatable, stage
+from recutils.settings import TRAINING_SEED, cached, release_memory, scale_steps, seed_everything, set_deterministic
 from recutils.text.encoder import DEFAULT_MODEL, LIBRARIES, Encoder, embed, encode, load_encoder
 
 
@@ -29,7 +29,7 @@ def train_steps(
     `callback(step)`, called after each update with the gradients still there, may return True to stop early.
     Returns the loss of each update.
     """
-    deterministic()
+    set_deterministic()
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01, fused=True)
     warmup_steps = max(1, round(warmup_ratio * steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -158,7 +158,7 @@ def fine_tune(
     column of the item that it lacks (n_pairs,); `auxiliary_groups` are AdamW's groups of what only that task needs.
     """
     rng = np.random.default_rng(training.seed)
-    repeatable(training.seed)
+    seed_everything(training.seed)
     encoder.model.eval().embeddings.requires_grad_(False)
     log_share = _log_share(matrix, encoder.device) if training.correct_popularity else None
 
@@ -191,9 +191,9 @@ def shop_encoder(
 ) -> Encoder:
     """`load_encoder` and `fine_tune`, built once for these texts and baskets and kept on disk (chapters 02 to 07).
 
-    `steps=0` gives the pretrained encoder; by default it is trained for `affordable(150)` steps.
+    `steps=0` gives the pretrained encoder; by default it is trained for `scale_steps(150)` steps.
     """
-    steps = affordable(150) if steps is None else steps
+    steps = scale_steps(150) if steps is None else steps
     weights = _weights(texts, matrix, steps, seed, name) if steps else {}  # before another encoder takes memory
     encoder = load_encoder(name)
     if weights:
@@ -209,15 +209,15 @@ def shop_vectors(
     name: str = DEFAULT_MODEL,
 ) -> np.ndarray:
     """`encode(shop_encoder(...), texts)`, kept on disk: (n_items, width)."""
-    return _vectors(texts, matrix, affordable(150) if steps is None else steps, seed, name)
+    return _vectors(texts, matrix, scale_steps(150) if steps is None else steps, seed, name)
 
 
-@stage(libraries=LIBRARIES)
+@cached(libraries=LIBRARIES)
 def _vectors(texts: list[str], matrix: sparse.csr_matrix, steps: int, seed: int, name: str) -> np.ndarray:
     return encode(shop_encoder(texts, matrix, steps, seed, name), texts)
 
 
-@stage(libraries=LIBRARIES)
+@cached(libraries=LIBRARIES)
 def _weights(texts: list[str], matrix: sparse.csr_matrix, steps: int, seed: int, name: str) -> dict[str, np.ndarray]:
     encoder = load_encoder(name)
     fine_tune(encoder, texts, matrix, TrainingSettings(steps=steps, seed=seed))
