@@ -22,13 +22,14 @@ import numpy as np
 import pytest
 import shop
 from browser import browsing
+from chapter import definitions
 from conftest import ROOT
 from fastapi.testclient import TestClient
 from scipy import sparse, stats
 
 from recutils import explain, models, text
 from recutils.ranker import HybridRanker
-from recutils.service import app, artifact, auth, build, compress, onnx_encoder, pseudonyms
+from recutils.service import app, artifact, auth, build, onnx_encoder, pseudonyms
 from recutils.service import monitor as drift
 from recutils.service.artifact import ArtefactError
 from recutils.service.single_basket import NOBODY, QuickRanker, one_basket
@@ -304,13 +305,30 @@ def test_the_exported_encoder_agrees_with_torch(encoder, tmp_path):
 
 def test_fewer_layers_leave_the_original_alone():
     whole = text.load_encoder()
-    half = compress.keep_layers(whole, [0, 2, 4])
+    keep_layers = definitions("07_deployment", "keep_layers").keep_layers
+    half = keep_layers(whole, [0, 2, 4])
     assert len(whole.model.encoder.layer) == 6 and len(half.model.encoder.layer) == 3
     a, b = text.encode(whole, ["pasta sauce"]), text.encode(half, ["pasta sauce"])
     assert a.shape == b.shape and 0 < float((a * b).sum()) < 0.999
-    np.testing.assert_array_equal(
-        text.encode(compress.keep_layers(whole, range(6)), ["tea"]), text.encode(whole, ["tea"])
+    np.testing.assert_array_equal(text.encode(keep_layers(whole, range(6)), ["tea"]), text.encode(whole, ["tea"]))
+
+
+def test_a_pruned_encoder_learns_on_and_is_found_again(sample_split, tmp_path, monkeypatch):
+    """Three layers are left, they have moved from where chapter 02 left them, and the second call trains nothing."""
+    monkeypatch.setenv("RECUTILS_CACHE", str(tmp_path))
+    notebook = definitions("07_deployment", "keep_layers", "fine_tune_pruned")
+    texts, matrix = (
+        [f"{name} {number}" for number, name in enumerate(sample_split.items["name"])],
+        sample_split.train.matrix,
     )
+    monkeypatch.setattr(text, "shop_encoder", lambda *_: text.load_encoder())
+    pruned, vectors = notebook.fine_tune_pruned(texts, matrix, matrix, 2, layers=[0, 2, 4])
+    assert len(pruned.model.encoder.layer) == pruned.model.config.num_hidden_layers == 3
+    np.testing.assert_array_equal(text.encode(pruned, texts), vectors)
+    before = text.encode(notebook.keep_layers(text.load_encoder(), [0, 2, 4]), texts)
+    assert 1e-4 < np.abs(vectors - before).max() < 0.5
+    monkeypatch.setattr(text, "fine_tune", None)
+    np.testing.assert_array_equal(notebook.fine_tune_pruned(texts, matrix, matrix, 2, layers=[0, 2, 4])[1], vectors)
 
 
 # ---------------------------------------------------------------------------------------------- drift
@@ -400,7 +418,7 @@ def test_the_other_routes(client, small):
     assert client.get("/search?q=jam&k=2").json()["items"][0]["name"].startswith("jam")
     offer = client.post("/recommend", json={"basket": ["i04", "i07"], "k": 1}).json()["items"][0]
     why = client.post("/explain", json={"basket": ["i04", "i07"], "item": offer["item"]}).json()
-    assert offer["name"] in why["sentence"] and why["place"] == 1
+    assert offer["name"] in why["sentence"] and why["rank"] == 1
     assert {part[0] for part in why["basket"]} == {"i04", "i07"}
     assert client.get("/health").json() == {"status": "ok"}
     assert client.get("/ready").json()["version"] == small.version

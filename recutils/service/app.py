@@ -339,7 +339,7 @@ async def reasons(why: Why, desk: Entered) -> Reason:
     query = one_basket(basket, desk.row(now, why.household), why.moment, now.ranker)
     found = await desk.apart(lambda: explain(now.ranker, query, item, now.shop))
     parts = [(now.item_ids[i], name, value) for i, name, value in found.basket]
-    told = {n: getattr(found, n) for n in ("sentence", "place", "score", "evidence", "rules", "instead")}
+    told = {n: getattr(found, n) for n in ("sentence", "rank", "score", "evidence", "rules", "counterfactual")}
     return Reason(**told, basket=parts, version=now.version)
 
 

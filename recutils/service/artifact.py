@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from recutils.explain.explanation import Shop
+from recutils.explain.explanation import ExplanationContext
 from recutils.models.base import Recommender, top_k
 from recutils.models.embeddings import EmbeddingRecommender, InnerProduct
 from recutils.models.habits import HouseholdRecency, OwnBaskets, Popularity
@@ -69,7 +69,7 @@ class Served:
         self.quick = QuickRanker(self.ranker)
         self.column = {item: n for n, item in enumerate(self.item_ids)}
         self.household = {name: n for n, name in enumerate(self.pseudonyms)}
-        self.shop = Shop(self.names, self.past, self.visits)
+        self.shop = ExplanationContext(self.names, self.past, self.visits)
         self.word_row = {word: n for n, word in enumerate(self.words)}
         names, self.department_codes = np.unique(self.departments, return_inverse=True)  # (n_items,)
         self.department_names: list[str] = names.tolist()  # sorted

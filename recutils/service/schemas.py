@@ -83,12 +83,14 @@ class Reason(BaseModel):
     """Why an item is offered."""
 
     sentence: str
-    place: int | None = Field(description="its place among the offers, from 1")
+    rank: int | None = Field(description="its rank among the offers, from 1")
     score: float
     evidence: dict[str, float] = Field(description="what each source of evidence adds to the score")
     basket: list[tuple[str, str, float]] = Field(description="(item, name, what it adds), strongest first")
     rules: list[dict[str, Any]]
-    instead: tuple[str, str] | None = Field(description="(an item of the basket, what would be first without it)")
+    counterfactual: tuple[str, str] | None = Field(
+        description="(an item of the basket, what would be first without it)"
+    )
     version: str
 
 
