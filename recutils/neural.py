@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from recutils.data.schema import Baskets
 from recutils.explain.attribution import all_subsets
-from recutils.models.base import Recommender
+from recutils.models.base import Recommender, purchases
 from recutils.settings import TRAINING_SEED, affordable, release_memory, repeatable, stage
 from recutils.text.encoder import LIBRARIES, Encoder, best_device, encode, load_encoder, pool
 from recutils.text.training import fine_tune, train_steps
@@ -49,7 +49,7 @@ class BilinearRecommender(Recommender):
         self.groups, self.rank, self.steps, self.seed = pd.factorize(groups)[0], rank, steps, seed
 
     def _fit(self, train: Baskets) -> None:
-        self.past = self._purchases(train)  # (n_households, n_items), csr
+        self.past = purchases(train, self.n_households)  # (n_households, n_items), csr
         matrix, owner = train.matrix, train.households.astype(np.int64)
         how = (self.rank, self.steps, self.seed)
         learned = _bilinear_weights(matrix, owner, self.past, self.features, self.groups, *how)
@@ -89,6 +89,10 @@ class BilinearRecommender(Recommender):
             result[:-1, f, g] = rows[:-1, left] @ part[:width][left]
             result[-1, f, g] = rows[-1, left] @ part[width:][left]
         return result
+
+    def contributions(self, basket: Baskets, item: int) -> np.ndarray:
+        """What each item of the basket adds, over all pairs of fields."""
+        return self.parts(basket, item)[: basket.matrix.nnz].sum(axis=(1, 2))
 
     def matrix_of(self, item: int) -> np.ndarray:
         """W + U_c V_c^T of the item's group: (2 width, width)."""

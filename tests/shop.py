@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from recutils import models, text
-from recutils.ranker import HybridRanker, shop_members
+from recutils.ranker import HybridRanker, RankerSettings, shop_members
 from recutils.service import artifact, auth, build, onnx_encoder
 
 SECRET = b"a secret for tests"
@@ -24,9 +24,9 @@ def small_ranker(split):
     """A `HybridRanker` with the book's nine members on the made-up shop, twelve trees, three candidates a member."""
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((len(split.items), 8)).astype(np.float32)
-    members = shop_members(vectors, models.InnerProduct(vectors, np.zeros(len(vectors), np.float32)))
+    members = shop_members(vectors, models.DotProduct(vectors, np.zeros(len(vectors), np.float32)))
     groups = split.items[["department", "name"]]
-    ranker = HybridRanker(members, split.validation, groups, quota=3, trees=12)
+    ranker = HybridRanker(members, groups, None, split.validation, RankerSettings(3, n_trees=12))
     return ranker.fit(split.train)
 
 

@@ -20,12 +20,12 @@ def hybrid():
         "ease": models.EASE(10.0),
         "text": models.EmbeddingRecommender(VECTORS, prior=0.1),
         "recency": models.HouseholdRecency(),
-        "own_baskets": models.OwnBaskets(),
+        "own_baskets": models.HouseholdSessionKNN(),
     }
     rng = np.random.default_rng(1)
     labels = baskets((rng.random((80, 30)) < 0.2).astype(int), rng.integers(40, size=80))
     groups = pd.DataFrame({"kind": np.arange(30) % 10})
-    return ranker.HybridRanker(members, labels, groups, quota=10, trees=10)
+    return ranker.HybridRanker(members, groups, None, labels, ranker.RankerSettings(10, n_trees=10))
 
 
 MODELS = {
@@ -35,7 +35,7 @@ MODELS = {
     "ease": lambda: models.EASE(regularisation=10.0),
     "rules": lambda: models.RuleRecommender(min_support=0.01, min_confidence=0.05),
     "recency": models.HouseholdRecency,
-    "own_baskets": models.OwnBaskets,
+    "own_baskets": models.HouseholdSessionKNN,
     "user_knn": lambda: models.UserKNN(neighbours=10),
     "tifu_knn": lambda: models.TIFUKNN(neighbours=5),
     "als": lambda: models.ALS(factors=8),
@@ -246,8 +246,8 @@ def test_predicted_popularity_is_ridge_regression(sample_split):
     emptied = replace(sample_split.train, matrix=sparse.csr_matrix(sample_split.train.matrix @ hidden))
     model = models.EmbeddingRecommender(VECTORS, prior=1.0).fit(emptied)
     sold = np.asarray(emptied.matrix.sum(axis=0)).ravel() > 0
-    ridge = Ridge(alpha=1.0, fit_intercept=False).fit(model.vectors[sold], model.popularity[sold])
-    np.testing.assert_allclose(model.popularity[~sold], ridge.predict(model.vectors[~sold]), rtol=1e-4)
+    ridge = Ridge(alpha=1.0, fit_intercept=False).fit(model.unit_vectors[sold], model.popularity[sold])
+    np.testing.assert_allclose(model.popularity[~sold], ridge.predict(model.unit_vectors[~sold]), rtol=1e-4)
 
 
 # ---------------------------------------------------------------------------------------------- households
@@ -265,7 +265,7 @@ def test_recency_and_own_baskets_by_hand():
     scores = models.HouseholdRecency(half_life=10).fit(train).score(query)
     np.testing.assert_allclose(scores[0], [1 / 3, 1, 2 / 3], rtol=1e-5)  # weights 1/4 and 1/2
     assert (scores[1] == [-np.inf, -np.inf, 1]).all() and np.isneginf(scores[2]).all()
-    own = models.OwnBaskets(half_life=10).fit(train).score(query)
+    own = models.HouseholdSessionKNN(half_life=10).fit(train).score(query)
     rarity = np.log(3 / 2)
     np.testing.assert_allclose(own[0], rarity / np.sqrt(2) * np.array([0.25, 0.75, 0.5]), rtol=1e-5)
     assert np.isneginf(own[1:]).all()  # nothing in common, nobody known
@@ -311,29 +311,31 @@ def test_als_folds_a_basket_in_exactly(sample_split):
     model = models.ALS(factors=6, regularisation=0.5, confidence=2.0, basket=1.0).fit(sample_split.train)
     query = baskets([[1, 0, 1] + [0] * 27], [-1])
     weight = np.where(query.matrix.toarray()[0] > 0, 1 + 2 * np.log(2), 1)
-    ridge = Ridge(alpha=0.5, fit_intercept=False).fit(model.of_items, query.matrix.toarray()[0], sample_weight=weight)
-    np.testing.assert_allclose(model.score(query)[0], model.of_items @ ridge.coef_, atol=1e-4)
+    ridge = Ridge(alpha=0.5, fit_intercept=False).fit(
+        model.item_factors, query.matrix.toarray()[0], sample_weight=weight
+    )
+    np.testing.assert_allclose(model.score(query)[0], model.item_factors @ ridge.coef_, atol=1e-4)
 
 
 def test_als_weighs_what_its_formula_says():
     """Converged factors of households solve their own weighted ridge regression, with c = 1 + confidence log(1 + n)."""
     train = baskets((np.random.default_rng(5).random((60, 12)) < 0.3).astype(int), np.arange(60) % 8)
     model = models.ALS(factors=3, regularisation=2.0, confidence=0.5).fit(train)
-    bought = model._purchases(train).toarray()
+    bought = models.purchases(train).toarray()
     far = {}
     for one in (0, 1):  # with the 1 of the formula, and without it
         weight = np.where(bought > 0, one + 0.5 * np.log1p(bought), 1)
         expected = [
-            Ridge(alpha=2.0, fit_intercept=False).fit(model.of_items, b > 0, sample_weight=w).coef_
+            Ridge(alpha=2.0, fit_intercept=False).fit(model.item_factors, b > 0, sample_weight=w).coef_
             for b, w in zip(bought, weight, strict=True)
         ]
-        far[one] = np.abs(expected - model.of_households).max()
+        far[one] = np.abs(expected - model.user_factors).max()
     assert far[1] < far[0] / 5, far
 
 
 def test_feature_factors_of_full_rank_are_ridge_regression(sample_split):
     model = models.FeatureFactors(VECTORS, factors=8, regularisation=3.0).fit(sample_split.train)
-    ratings = np.log1p(model._purchases(sample_split.train).toarray())
+    ratings = np.log1p(models.purchases(sample_split.train).toarray())
     ratings /= np.maximum(np.linalg.norm(ratings, axis=1, keepdims=True), 1e-9)
     ridge = Ridge(alpha=3.0, fit_intercept=False).fit(VECTORS, ratings.T)
     query = Baskets(sparse.csr_matrix((3, 30), dtype=np.float32), np.arange(3), np.zeros(3, "M8[ns]"))
@@ -342,21 +344,21 @@ def test_feature_factors_of_full_rank_are_ridge_regression(sample_split):
     errors = []
     for k in (1, 2, 4, 8):
         few = models.FeatureFactors(VECTORS, k, 1e-6).fit(sample_split.train)
-        errors.append(((ratings - few.of_households @ few.of_items.T) ** 2).sum())
+        errors.append(((ratings - few.user_factors @ few.item_factors.T) ** 2).sum())
     assert errors == sorted(errors, reverse=True)
 
 
 # ---------------------------------------------------------------------------------------------- two stages
 
 
-def test_hide_in_turn():
+def test_holdout_queries():
     train = baskets([[1, 1, 1, 1], [1, 1, 0, 0], [0, 1, 1, 1]], [4, 5, 6])
-    queries, wanted = ranker.hide_in_turn(train, hides=2)
+    queries, labels = ranker.holdout_queries(train, n_holdouts=2)
     assert queries.households.tolist() == [4, 4, 4, 6, 6, 6]  # the basket of two items is left out
-    assert wanted.sum(axis=1).A1.tolist() == [1, 1, 4, 1, 1, 3]
-    both = queries.matrix + wanted
+    assert labels.sum(axis=1).A1.tolist() == [1, 1, 4, 1, 1, 3]
+    both = queries.matrix + labels
     np.testing.assert_array_equal(both.toarray(), train.matrix[[0, 0, 0, 2, 2, 2]].toarray())
-    assert (wanted[0] != wanted[1]).nnz == 2
+    assert (labels[0] != labels[1]).nnz == 2
 
 
 def test_the_ranker_puts_candidates_first_and_unsold_items_in_the_order_of_the_member_behind(sample_split):
@@ -376,22 +378,27 @@ def test_the_ranker_puts_candidates_first_and_unsold_items_in_the_order_of_the_m
 
 def test_a_family_can_be_left_out_and_histories_renewed(sample_split):
     model = hybrid().fit(sample_split.train)
-    queries, wanted = ranker.hide_in_turn(sample_split.test, hides=2)
-    table = model.table(queries, wanted)
-    assert table.wanted.sum() <= wanted.sum() and set(np.unique(table.told["same_kind"])) >= {0.0, 1.0}
+    queries, labels = ranker.holdout_queries(sample_split.test, n_holdouts=2)
+    table = model.table(queries, labels)
+    assert table.labels.sum() <= labels.sum() and set(np.unique(table.features["same_kind"])) >= {0.0, 1.0}
     less = table.without(["ease"], ["popularity"])
-    assert not {"ease", "ease_z", "popularity"} & set(less.told) and less.members == list(model.members)[1:]
-    assert less.proposed.any(axis=1).all() and len(less.rows) < len(table.rows)
-    forgetful = model.remember(sample_split.train[:5])
-    assert forgetful.members["ease"] is model.members["ease"] and forgetful.of_households["baskets"].sum() == 5
-    assert model.of_households["baskets"].sum() == len(sample_split.train)
+    assert not {"ease", "ease_z", "popularity"} & set(less.features) and less.members == list(model.members)[1:]
+    assert less.retrieved_by.any(axis=1).all() and len(less.rows) < len(table.rows)
+    forgetful = model.refresh(sample_split.train[:5])
+    assert (
+        forgetful.members["ease"] is model.members["ease"]
+        and forgetful.features.household_features["baskets"].sum() == 5
+    )
+    assert model.features.household_features["baskets"].sum() == len(sample_split.train)
     known = models.EASE(10.0).fit(sample_split.train[:50])
     weights, two = known.weights, {"ease": known, "recency": models.HouseholdRecency()}
-    model = ranker.HybridRanker(two, None, model.groups, behind="ease").fit(sample_split.train)
+    model = ranker.HybridRanker(two, model.groups, settings=ranker.RankerSettings(fallback="ease")).fit(
+        sample_split.train
+    )
     assert model.fit(sample_split.train).members["ease"].weights is weights  # fitted before: stays as it is
     assert model.members["recency"].n_households == model.n_households  # both times fitted anew
     with pytest.raises(ValueError, match="name one of the members"):
-        ranker.HybridRanker({"ease": models.EASE()}, sample_split.test, pd.DataFrame())
+        ranker.HybridRanker({"ease": models.EASE()}, pd.DataFrame())
 
 
 def test_a_full_basket_gets_nothing(make, sample_split):
@@ -408,11 +415,12 @@ def test_two_stages_beat_each_member_on_the_store(journey_split):
     members = {
         "item_knn": models.ItemKNN(None),
         "recency": models.HouseholdRecency(),
-        "own_baskets": models.OwnBaskets(),
+        "own_baskets": models.HouseholdSessionKNN(),
     }
     groups = journey_split.items[["category", "type"]]
     labels = journey_split.validation[np.flatnonzero(early)]
-    model = ranker.HybridRanker(members, labels, groups, behind="item_knn", hides=2, trees=60)
+    settings = ranker.RankerSettings(fallback="item_knn", n_holdouts=2, n_trees=60)
+    model = ranker.HybridRanker(members, groups, None, labels, settings)
     result = evaluate.complete_the_basket(model.fit(journey_split.train), late, on="validation")
     for member in model.members.values():
         alone = evaluate.complete_the_basket(member, late, on="validation")

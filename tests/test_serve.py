@@ -1,7 +1,6 @@
 """The service of chapter 07: fast scores, safe artefacts, an API that stays up, and numbers of drift."""
 
 import contextlib
-import copy
 import hashlib
 import http.client
 import itertools
@@ -27,11 +26,11 @@ from fastapi.testclient import TestClient
 from scipy import sparse, stats
 
 from recutils import explain, models, text
-from recutils.ranker import HybridRanker
+from recutils.models import ANONYMOUS, mask_basket, one_query
+from recutils.ranker import HybridRanker, RankerSettings
 from recutils.service import app, artifact, auth, build, compress, onnx_encoder, pseudonyms
 from recutils.service import monitor as drift
 from recutils.service.artifact import ArtefactError
-from recutils.service.single_basket import NOBODY, QuickRanker, one_basket
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +59,7 @@ def folder(small, encoder, tmp_path):
 
 
 def queries(split):
-    """Baskets with their last item taken out, as the quick ranker wants them."""
+    """Baskets with their last item taken out, as a till sends them."""
     matrix = split.test.matrix
     for row in range(min(len(split.test), 80)):
         columns = matrix.indices[matrix.indptr[row] : matrix.indptr[row + 1]][:-1]
@@ -68,50 +67,43 @@ def queries(split):
         yield columns, int(split.test.households[row]), moment
 
 
-def test_the_quick_ranker_says_what_the_ranker_says(ranker, sample_split):
-    quick, same = QuickRanker(ranker), []
+def test_one_basket_gets_what_the_batch_gets(ranker, sample_split):
+    """Lists and scores to the last bit, for every basket of the test weeks, known and unknown households."""
     for columns, household, moment in queries(sample_split):
-        for who, when in ((household, moment), (NOBODY, None), (10_000, moment)):
-            whole = ranker.score(one_basket(columns, who, when, ranker))[0]
-            whole[columns] = -np.inf
-            items, scores = quick.recommend(columns, who, when, 5)
-            assert not set(items) & set(columns) and len(set(items)) == len(items) == 5
-            assert (np.diff(scores) <= 0).all()
-            same.append(np.allclose(np.sort(whole)[::-1][:5], scores, atol=1e-4))
-    assert np.mean(same) > 0.9  # the rest: ties at the end of a member's quota
+        for who, when in ((household, moment), (ANONYMOUS, None), (10_000, moment)):
+            query = one_query(columns, who, when, ranker.n_items)
+            whole = mask_basket(ranker.score(query), query)
+            items, scores = ranker.recommend_one(columns[::-1], who, when, 12)
+            np.testing.assert_array_equal(items, ranker.recommend(query, 12)[0])
+            np.testing.assert_array_equal(scores, whole[0, items])
+            spoken, said = ranker.score_one(columns, who, when)
+            np.testing.assert_array_equal(said, whole[0, spoken])
+            assert set(spoken) == set(np.flatnonzero(np.isfinite(whole[0])))
 
 
-def test_the_quick_ranker_agrees_exactly_where_nothing_is_cut_off(ranker, sample_split):
-    whole = copy.copy(ranker)
-    whole.quota = dict.fromkeys(ranker.quota, 30)
-    quick = QuickRanker(whole)
-    for columns, household, moment in queries(sample_split):
-        expected = whole.score(one_basket(columns, household, moment, whole))[0]
-        items, scores = quick.recommend(columns, household, moment, 20)
-        np.testing.assert_allclose(scores, expected[items], atol=1e-4)
+def test_the_batch_does_not_depend_on_its_size(ranker, sample_split):
+    whole = ranker.score(sample_split.test)
+    np.testing.assert_array_equal(whole[7:30], ranker.score(sample_split.test[7:30]))
 
 
-def test_the_quick_ranker_asks_strange_members_the_long_way(sample_split):
+def test_members_without_a_way_of_their_own_for_one_basket_are_asked_too(sample_split):
     members = {"best_sold": models.Popularity(), "rules": models.RuleRecommender(0.005, 0.05, 3)}
-    groups = sample_split.items[["department"]]
-    ranker = HybridRanker(members, sample_split.validation, groups, behind="best_sold", quota=30, trees=5)
-    ranker.fit(sample_split.train)
+    groups, settings = sample_split.items[["department"]], RankerSettings(30, "best_sold", n_trees=5)
+    ranker = HybridRanker(members, groups, None, sample_split.validation, settings).fit(sample_split.train)
     columns, household, moment = next(queries(sample_split))
-    items, scores = QuickRanker(ranker).recommend(columns, household, moment, 5)
-    np.testing.assert_allclose(
-        scores, ranker.score(one_basket(columns, household, moment, ranker))[0][items], atol=1e-4
-    )
+    items, scores = ranker.recommend_one(columns, household, moment, 5)
+    query = one_query(columns, household, moment, ranker.n_items)
+    np.testing.assert_array_equal(scores, ranker.score(query)[0][items])
 
 
 def test_what_lies_in_the_basket_is_never_offered(ranker):
-    quick = QuickRanker(ranker)
     for held in ([*range(28)], [*range(29)], [*range(2, 30)], [*range(30)]):
-        items, _ = quick.recommend(held, 0, None, 5)
+        items, _ = ranker.recommend_one(held, 0, None, 5)
         assert set(items) == set(range(30)) - set(held)
 
 
 def test_an_empty_basket_and_more_offers_than_candidates(ranker):
-    items, scores = QuickRanker(ranker).recommend([], NOBODY, None, 50)
+    items, scores = ranker.recommend_one([], ANONYMOUS, None, 50)
     assert sorted(items) == list(range(30)) and (np.diff(scores) <= 0).all()
 
 
@@ -122,12 +114,12 @@ def test_a_saved_version_gives_the_same_answers(small, folder, sample_split):
     loaded = artifact.load(folder)
     assert loaded.version == artifact.versions(folder)[0] and loaded.names == small.names
     for columns, household, moment in queries(sample_split):
-        before, after = (s.quick.recommend(columns, household, moment, 10) for s in (small, loaded))
+        before, after = (s.ranker.recommend_one(columns, household, moment, 10) for s in (small, loaded))
         np.testing.assert_array_equal(before[0], after[0])
         np.testing.assert_array_equal(before[1], after[1])
     item = int(before[0][0])
     found = [
-        explain.explain(s.ranker, one_basket(columns, household, moment, s.ranker), item, s.shop)
+        explain.explain(s.ranker, one_query(columns, household, moment, s.ranker.n_items), item, s.shop)
         for s in (small, loaded)
     ]
     assert found[0].to_dict() == found[1].to_dict()
@@ -380,13 +372,13 @@ def test_recommend(client, small, sample_split):
     asked = {"basket": [f"i{c:02d}" for c in columns], "household": sample_split.households[household]}
     answer = client.post("/recommend", json={**asked, "moment": moment.isoformat(), "k": 3})
     assert answer.status_code == 200
-    wanted, scores = small.quick.recommend(columns, household, moment, 3)
+    wanted, scores = small.ranker.recommend_one(columns, household, moment, 3)
     found = answer.json()["items"]
     assert [o["item"] for o in found] == [small.item_ids[i] for i in wanted]
     assert [o["score"] for o in found] == pytest.approx(scores, abs=1e-3)
     assert all(o["price"] in (None, 2.5) and o["name"] and o["department"] for o in found)
     stranger = client.post("/recommend", json={"basket": asked["basket"], "household": "nobody we know", "k": 3}).json()
-    wanted = small.quick.recommend(columns, NOBODY, None, 3)[0]
+    wanted = small.ranker.recommend_one(columns, ANONYMOUS, None, 3)[0]
     assert [o["item"] for o in stranger["items"]] == [small.item_ids[i] for i in wanted]
     twice = client.post("/recommend", json={"basket": asked["basket"] * 2, "k": 3}).json()
     assert twice["items"] == client.post("/recommend", json={"basket": asked["basket"], "k": 3}).json()["items"]
@@ -523,7 +515,7 @@ def test_the_log_names_no_household_no_basket_and_no_query(client, caplog, sampl
 
 
 def test_a_fault_of_ours_shows_no_traceback(client, small, monkeypatch, caplog):
-    monkeypatch.setattr(small.quick, "recommend", lambda *a: 1 / 0)
+    monkeypatch.setattr(small.ranker, "recommend_one", lambda *a: 1 / 0)
     answer = client.post("/recommend", json={"basket": []})
     assert answer.status_code == 500 and "Zero" not in answer.text and "in our log" in answer.json()["error"]
     assert "ZeroDivisionError" in caplog.text

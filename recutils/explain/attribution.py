@@ -9,9 +9,6 @@ from scipy import sparse
 
 from recutils.data.schema import Baskets
 from recutils.models.base import Recommender
-from recutils.models.embeddings import EmbeddingRecommender
-from recutils.models.linear import EASE
-from recutils.models.neighbours import ItemKNN
 from recutils.ranker.ranker import HybridRanker
 
 Worth = Callable[[np.ndarray], np.ndarray]  # which parts are there, (n_sets, n) bool -> scores (n_sets,)
@@ -77,16 +74,11 @@ def without_items(basket: Baskets, there: np.ndarray) -> Baskets:
 def basket_worth(model: Recommender, basket: Baskets, item: int) -> Worth:
     """The score of `item` for subsets of the basket's items, what `shapley_values` and `occlusion` ask for.
 
-    A `HybridRanker` judges the item as if it had been proposed, so that its score does not jump where it was not.
+    See `Recommender.score_items`: 0 where there is nothing to say; a `HybridRanker` judges the item as if retrieved.
     """
 
     def worth(there: np.ndarray) -> np.ndarray:
-        queries = without_items(basket, there)
-        if isinstance(model, HybridRanker):
-            told = model.look(queries, np.full(len(queries), item))
-            return np.asarray(model.booster.predict(told.to_numpy()))
-        score = model.score(queries)[:, item].astype(float)
-        return np.where(np.isneginf(score), 0.0, score)  # nothing to say: nothing offered
+        return model.score_items(without_items(basket, there), np.full(len(there), item))
 
     return worth
 
@@ -98,22 +90,8 @@ def basket_contributions(model: Recommender, basket: Baskets, item: int) -> np.n
     (v_j . v_i / |sum of the v_j|), `BilinearRecommender`; what the score holds besides (a prior, a bias, the past) is
     not among the parts. For all others: `occlusion`.
     """
-    exact = _exact_parts(model, basket, item)
+    exact = model.contributions(basket, item)
     return occlusion(basket_worth(model, basket, item), basket.matrix.nnz) if exact is None else exact
-
-
-def _exact_parts(model: Recommender, basket: Baskets, item: int) -> np.ndarray | None:
-    columns = basket.matrix.indices
-    if isinstance(model, EASE):
-        return model.weights[columns, item].astype(float)
-    if isinstance(model, ItemKNN):
-        return model.similarity[columns, item].toarray().ravel()
-    if isinstance(model, EmbeddingRecommender) and not model.household:
-        vectors = model.vectors[columns]
-        return vectors @ model.vectors[item] / max(float(np.linalg.norm(vectors.sum(axis=0))), 1e-9)
-    if hasattr(model, "parts"):  # `neural.BilinearRecommender`
-        return model.parts(basket, item)[: len(columns)].sum(axis=(1, 2))
-    return None
 
 
 FAMILIES = {
@@ -132,11 +110,11 @@ def family(column: str) -> str:
     return found[0] if found else "context"
 
 
-def tree_shap(model: HybridRanker, told: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
-    """TreeSHAP of candidates (`HybridRanker.look`): values like `told` and the base; their sum is the score.
+def tree_shap(model: HybridRanker, features: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
+    """TreeSHAP of candidates (`HybridRanker.features_for_items`): values like `features` and the base; their sum is the score.
 
     Exact for the trees, with what the trees saw in training as background. Source: Lundberg et al. (2020), as
     built into LightGBM.
     """
-    values = np.asarray(model.booster.predict(told.to_numpy(), pred_contrib=True))
-    return pd.DataFrame(values[:, :-1], columns=told.columns), values[:, -1]
+    values = np.asarray(model.trees.booster.predict(features.to_numpy(), pred_contrib=True))
+    return pd.DataFrame(values[:, :-1], columns=features.columns), values[:, -1]

@@ -11,7 +11,6 @@ from scipy import sparse
 
 from recutils.data.schema import Baskets
 from recutils.explain.attribution import (
-    _exact_parts,
     all_but_one,
     basket_contributions,
     family,
@@ -20,7 +19,6 @@ from recutils.explain.attribution import (
 )
 from recutils.explain.text import in_words
 from recutils.models.base import Recommender
-from recutils.models.rules import RuleRecommender
 from recutils.ranker.ranker import HybridRanker
 
 
@@ -173,15 +171,15 @@ def _look_at_ranker(model: Any, basket: Baskets, item: int) -> Looked:
         heavy = basket_contributions(model.members["ease"], basket, item) if "ease" in model.members else -chosen
         chosen = np.sort(np.argsort(-np.abs(heavy), kind="stable")[:16])
     there = all_but_one(basket.matrix.nnz, chosen)
-    table = model.table(without_items(basket, there), also=item)
+    table = model.table(without_items(basket, there), force_include=item)
     scores = np.full((len(there), basket.matrix.shape[1]), -np.inf)
-    scores[table.rows, table.columns] = model.booster.predict(table.told[model.names].to_numpy())
+    scores[table.rows, table.columns] = model.score_candidates(table)
     own = np.flatnonzero((table.rows == 0) & (table.columns == item))
-    values, bases = tree_shap(model, table.told.iloc[own][model.names])
+    values, bases = tree_shap(model, table.features.iloc[own][model.trees.columns])
     sums = values.iloc[0].groupby([family(c) for c in values]).sum().sort_values(ascending=False)
     evidence = {str(n): float(v) for n, v in sums.items()}
     added = scores[0, item] - scores[1:, item]
-    return scores, basket.matrix.indices[chosen], added, float(bases[0]), evidence, bool(table.proposed[own].any())
+    return scores, basket.matrix.indices[chosen], added, float(bases[0]), evidence, bool(table.retrieved_by[own].any())
 
 
 def _look_at_scores(model: Recommender, basket: Baskets, item: int) -> Looked:
@@ -189,7 +187,7 @@ def _look_at_scores(model: Recommender, basket: Baskets, item: int) -> Looked:
     own = scores[:, item].astype(float)
     if np.isneginf(own[0]):
         raise ValueError(f"{type(model).__name__} has nothing to say about item {item} here.")
-    exact = _exact_parts(model, basket, item)
+    exact = model.contributions(basket, item)
     if exact is not None:
         return scores, basket.matrix.indices, exact, float(own[0] - exact.sum()), {}, True
     own[np.isneginf(own)] = 0  # as in `basket_worth`: nothing to say, nothing offered
@@ -197,13 +195,9 @@ def _look_at_scores(model: Recommender, basket: Baskets, item: int) -> Looked:
 
 
 def _fired(model: Recommender, basket: Baskets, item: int, shop: Shop) -> list[dict[str, Any]]:
-    ruler = model.members.get("rules") if isinstance(model, HybridRanker) else model
-    if not isinstance(ruler, RuleRecommender) or ruler.groups is not None:
+    rows = model.fired_rules(basket.matrix.indices, item)
+    if rows is None:
         return []
-    which = np.flatnonzero(ruler.right == item)
-    held = set(basket.matrix.indices.tolist())
-    left_sides = ruler.rules["antecedents"].to_numpy()
-    rows = ruler.rules.iloc[[r for r in which[::-1] if left_sides[r] <= held]]
     keep = ["support", "confidence", "lift"]
     return [
         {"if": [shop.names[i] for i in sorted(left)], **{k: float(v) for k, v in zip(keep, row, strict=True)}}

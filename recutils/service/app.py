@@ -29,6 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recutils.bundles import BundleError, make_bundle
 from recutils.explain.explanation import explain
+from recutils.models.base import ANONYMOUS, one_query
 from recutils.service.artifact import ArtefactError, Served, load
 from recutils.service.auth import Gate, Settings, default_folder, new_key, settings_from
 from recutils.service.build import book_shop
@@ -48,7 +49,6 @@ from recutils.service.schemas import (
     Why,
     trouble,
 )
-from recutils.service.single_basket import NOBODY, one_basket
 
 log = logging.getLogger("recutils.service")
 
@@ -224,8 +224,8 @@ class Desk:
     def row(self, now: Served, household: str | None) -> int:
         """The ranker's row of a household; a stranger's where it is not known."""
         if household is None:
-            return NOBODY
-        return now.household.get(pseudonym(household, self.settings.secret), NOBODY)
+            return ANONYMOUS
+        return now.household.get(pseudonym(household, self.settings.secret), ANONYMOUS)
 
 
 KEY = APIKeyHeader(name="X-API-Key", auto_error=False)
@@ -272,7 +272,7 @@ async def recommend(ask: Ask, desk: Entered) -> Offers:
     """What to offer next to an open basket, best first. A household that is not known is a stranger."""
     now = desk.ready()
     basket = columns(now, ask.basket, "body.basket")
-    items, scores = now.quick.recommend(basket, desk.row(now, ask.household), ask.moment, ask.k)
+    items, scores = now.ranker.recommend_one(basket, desk.row(now, ask.household), ask.moment, ask.k)
     if desk.shelf.monitor is not None and len(basket):
         desk.shelf.monitor.add("department", now.department_codes[basket])
         desk.shelf.monitor.add_number("size", len(basket))
@@ -336,7 +336,7 @@ async def reasons(why: Why, desk: Entered) -> Reason:
     item = int(columns(now, [why.item], "body.item")[0])
     if item in basket:
         raise Refused("It lies in the basket already, so it is not offered.", "body.item")
-    query = one_basket(basket, desk.row(now, why.household), why.moment, now.ranker)
+    query = one_query(basket, desk.row(now, why.household), why.moment, now.ranker.n_items)
     found = await desk.apart(lambda: explain(now.ranker, query, item, now.shop))
     parts = [(now.item_ids[i], name, value) for i, name, value in found.basket]
     told = {n: getattr(found, n) for n in ("sentence", "place", "score", "evidence", "rules", "instead")}

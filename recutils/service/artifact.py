@@ -12,20 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from scipy import sparse
 
 from recutils.explain.explanation import Shop
 from recutils.models.base import Recommender, top_k
-from recutils.models.embeddings import EmbeddingRecommender, InnerProduct
-from recutils.models.habits import HouseholdRecency, OwnBaskets, Popularity
+from recutils.models.embeddings import DotProduct, EmbeddingRecommender
+from recutils.models.habits import HouseholdRecency, HouseholdSessionKNN, Popularity
 from recutils.models.linear import EASE
 from recutils.models.neighbours import ItemKNN
 from recutils.models.rules import RuleRecommender
 from recutils.ranker.ranker import HybridRanker
 from recutils.service.onnx_encoder import OnnxEncoder
 from recutils.service.search import split_up, standardised
-from recutils.service.single_basket import QuickRanker
 
 
 class ArtefactError(ValueError):
@@ -66,7 +64,6 @@ class Served:
     encoder: Any = None
 
     def __post_init__(self) -> None:
-        self.quick = QuickRanker(self.ranker)
         self.column = {item: n for n, item in enumerate(self.item_ids)}
         self.household = {name: n for n, name in enumerate(self.pseudonyms)}
         self.shop = Shop(self.names, self.past, self.visits)
@@ -94,21 +91,15 @@ CLASSES: dict[str, Any] = {
     c.__name__: c
     for c in (
         HybridRanker,
+        DotProduct,
         EASE,
         EmbeddingRecommender,
         HouseholdRecency,
-        InnerProduct,
+        HouseholdSessionKNN,
         ItemKNN,
-        OwnBaskets,
         Popularity,
         RuleRecommender,
     )
-}
-
-
-NOT_SERVED = {  # what only `fit` needs
-    "HybridRanker": {"labels", "groups", "numbers", "to_fit"},
-    "InnerProduct": {"edges", "encoder", "features"},
 }
 
 
@@ -128,19 +119,12 @@ def _pack(value: Any, place: str, arrays: dict[str, np.ndarray]) -> Any:
         return {"dict": {name: _pack(part, f"{place}.{name}", arrays) for name, part in value.items()}}
     if isinstance(value, (list, tuple)):
         return {"list": [_pack(part, f"{place}.{n}", arrays) for n, part in enumerate(value)]}
-    if type(value).__name__ == "Booster":
-        return {"trees": value.model_to_string()}
-    if isinstance(value, RuleRecommender):
-        state = {**vars(value), "rules": {c: value.rules[c].to_numpy() for c in ("support", "confidence", "lift")}}
-    elif isinstance(value, Recommender):
-        state = dict(vars(value))
-    else:
+    if not isinstance(value, Recommender):
         raise ArtefactError(f"{place} is a {type(value).__name__}, which an artefact cannot hold.")
-    name = next((c.__name__ for c in type(value).__mro__ if c.__name__ in CLASSES), None)
-    if name is None:
+    name = value.saved_as or type(value).__name__
+    if name not in CLASSES:
         raise ArtefactError(f"{place} is a {type(value).__name__}; an artefact holds {', '.join(CLASSES)}.")
-    kept = {n: part for n, part in state.items() if n not in NOT_SERVED.get(name, ())}
-    return {"object": name, "state": {n: _pack(part, f"{place}.{n}", arrays) for n, part in kept.items()}}
+    return {"object": name, "state": {n: _pack(part, f"{place}.{n}", arrays) for n, part in value.state().items()}}
 
 
 def _unpack(value: Any, arrays: Callable[[str], np.ndarray]) -> Any:
@@ -155,17 +139,7 @@ def _unpack(value: Any, arrays: Callable[[str], np.ndarray]) -> Any:
         return {name: _unpack(part, arrays) for name, part in value["dict"].items()}
     if "list" in value:
         return [_unpack(part, arrays) for part in value["list"]]
-    if "trees" in value:
-        import lightgbm
-
-        return lightgbm.Booster(model_str=value["trees"])
-    made = CLASSES[value["object"]].__new__(CLASSES[value["object"]])
-    vars(made).update({name: _unpack(part, arrays) for name, part in value["state"].items()})
-    if isinstance(made, RuleRecommender):
-        left = made.left.tocsc()
-        sides = [frozenset(part.tolist()) for part in np.split(left.indices, left.indptr[1:-1])]
-        made.rules = pd.DataFrame({"antecedents": sides, **vars(made)["rules"]})
-    return made
+    return CLASSES[value["object"]].from_state({n: _unpack(part, arrays) for n, part in value["state"].items()})
 
 
 FIELDS = [f for f in Served.__dataclass_fields__ if f not in ("encoder", "version")]

@@ -12,7 +12,7 @@ from scipy import sparse
 from recutils.bundles import cohesion
 from recutils.data.schema import Baskets, item_text
 from recutils.evaluate.tasks import hide_one
-from recutils.models.base import age_in_days, top_k
+from recutils.models.base import age_in_days, purchases, row_of, top_k
 from recutils.ranker.ranker import HybridRanker, shop_members, shop_ranker
 from recutils.rules.measures import pair_counts
 from recutils.service.artifact import Served, save
@@ -20,7 +20,6 @@ from recutils.service.monitor import ks_of_counts, psi
 from recutils.service.onnx_encoder import OnnxEncoder, export_onnx
 from recutils.service.pseudonyms import pseudonym
 from recutils.service.search import split_up, word_table
-from recutils.service.single_basket import _slice
 
 
 def replacements(vectors: np.ndarray, matrix: sparse.csr_matrix, n: int = 20) -> np.ndarray:
@@ -64,7 +63,7 @@ def assemble(
     reader = OnnxEncoder(encoder, threads=2)
     vectors = reader.encode(texts)
     words, word_weights = word_table(texts)
-    past = ranker._purchases(train)
+    past = purchases(train, ranker.n_households)
     served = Served(
         ranker=ranker,
         item_ids=[str(i) for i in items["item_id"]],
@@ -114,8 +113,8 @@ def usual_of(served: Served, train: Baskets, recent: Baskets, n: int = 1000) -> 
     queries = queries[:: max(len(queries) // n, 1)]
     best = np.full(len(queries), np.nan)
     for row, household in enumerate(queries.households.tolist()):
-        columns = queries.matrix.indices[_slice(queries.matrix, row)]
-        best[row] = served.quick.recommend(columns, household, None, 1)[1][0]
+        columns, _ = row_of(queries.matrix, row)
+        best[row] = served.ranker.recommend_one(columns, household, None, 1)[1][0]
     edges["score"] = np.unique(np.quantile(best, np.arange(0.1, 1, 0.1)))
     bins = np.searchsorted(edges["score"], best, side="right")
     halves = [np.bincount(part, minlength=len(edges["score"]) + 1) for part in (bins[::2], bins[1::2])]
