@@ -1,5 +1,6 @@
 """One contract for every recommender, and each model against a known answer."""
 
+import tracemalloc
 from dataclasses import replace
 from itertools import combinations
 
@@ -7,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
+from sklearn.base import clone
 from sklearn.linear_model import Ridge
 from sklearn.metrics.pairwise import cosine_similarity
 
@@ -361,7 +363,7 @@ def test_holdout_queries():
     assert (labels[0] != labels[1]).nnz == 2
 
 
-def test_the_ranker_puts_candidates_first_and_unsold_items_in_the_order_of_the_member_behind(sample_split):
+def test_the_ranker_puts_candidates_first_and_unsold_items_in_the_order_of_the_fallback(sample_split):
     matrix = sample_split.train.matrix.tolil()
     matrix[:, [3, 7, 11]] = 0
     train = replace(sample_split.train, matrix=sparse.csr_matrix(matrix))
@@ -373,7 +375,10 @@ def test_the_ranker_puts_candidates_first_and_unsold_items_in_the_order_of_the_m
     proposed[table.rows, table.columns] = True
     assert not proposed[:, [3, 7, 11]].any() and proposed.sum(axis=1).min() >= 10
     assert scores[proposed].min() > scores[~proposed].max()
-    np.testing.assert_allclose(scores[~proposed], behind[~proposed] - 100, rtol=1e-5)
+    proposed |= queries.matrix.toarray() > 0
+    for row in range(len(queries)):
+        rest = np.flatnonzero(~proposed[row])
+        np.testing.assert_array_equal(np.argsort(-scores[row, rest]), np.argsort(-behind[row, rest]))
 
 
 def test_a_family_can_be_left_out_and_histories_renewed(sample_split):
@@ -399,6 +404,197 @@ def test_a_family_can_be_left_out_and_histories_renewed(sample_split):
     assert model.members["recency"].n_households == model.n_households  # both times fitted anew
     with pytest.raises(ValueError, match="name one of the members"):
         ranker.HybridRanker({"ease": models.EASE()}, pd.DataFrame())
+
+
+class Scaled(models.Popularity):
+    """Popularity times a factor: an order that must survive whatever its size."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def _score(self, queries):
+        return super()._score(queries) * np.float32(self.factor)
+
+
+@pytest.mark.parametrize("factor", [1e6, 1.0, 1e-9])
+def test_the_order_below_the_candidates_does_not_hang_on_the_size_of_the_fallbacks_scores(factor, sample_split):
+    """Scores far above 100 stay below the candidates, and close ones are not rounded together."""
+    members = {"rare": models.RuleRecommender(0.05, 0.3), "all": Scaled(factor)}
+    settings = ranker.RankerSettings({"rare": 3, "all": 2}, "all", n_trees=5)
+    groups = sample_split.items[["department"]]
+    model = ranker.HybridRanker(members, groups, None, sample_split.validation, settings).fit(sample_split.train)
+    queries = sample_split.test[:20]
+    scores, table = model.score(queries), model.table(queries)
+    share = np.asarray(sample_split.train.matrix.mean(axis=0)).ravel()
+    for row in range(20):
+        own = table.columns[table.rows == row]
+        rest = np.setdiff1d(np.arange(30), np.union1d(own, queries.matrix[row].indices))
+        assert scores[row, own].min() > scores[row, rest].max()
+        np.testing.assert_array_equal(
+            np.argsort(-scores[row, rest], kind="stable"), np.argsort(-share[rest], kind="stable")
+        )
+        assert len(np.unique(scores[row, rest])) == len(np.unique(share[rest]))  # a tie stays a tie
+
+
+@pytest.mark.parametrize("gone", [["ease"], ["text", "recency"]])
+def test_trees_that_read_fewer_columns_score_one_basket_and_a_batch_alike(gone, sample_split):
+    """Columns go to the trees by name: trained without a member, known and unknown households are served."""
+    model = hybrid().fit(sample_split.train)
+    queries, labels = ranker.holdout_queries(sample_split.validation, 2)
+    table = model.table(queries, labels, n_negatives=20).without(gone, ["popularity"])
+    assert set(table.features) < set(model.features.columns)
+    less = model.fit_ranker(table)
+    test = sample_split.test[:40]
+    scores = less.score(test)
+    for row in range(len(test)):
+        for household in (int(test.households[row]), -1):
+            items, own = less.recommend_one(test.matrix[row].indices, household, None, 5)
+            asked = models.one_query(test.matrix[row].indices, household, None, 30)
+            np.testing.assert_array_equal(own, less.score(asked)[0, items])
+    whole = less.table(test)
+    by_name = less.trees.booster.predict(whole.features[list(table.features)].to_numpy(np.float32))
+    np.testing.assert_array_equal(scores[whole.rows, whole.columns], by_name.astype(np.float32))
+    with pytest.raises(ValueError, match="trees read other"):
+        less.use_trees(ranker.Trees(["ease", "other"], None))
+
+
+def test_counts_of_candidates_go_by_name(sample_split):
+    """The same counts, members in another order: the same candidates."""
+    counts = {"ease": 1, "recency": 30, "text": 4}
+    makers = {
+        "ease": models.EASE,
+        "recency": models.HouseholdRecency,
+        "text": lambda: models.EmbeddingRecommender(VECTORS),
+    }
+    groups, found = sample_split.items[["department"]], {}
+    for order in (["ease", "recency", "text"], ["text", "ease", "recency"]):
+        members = {name: makers[name]() for name in order}
+        model = ranker.HybridRanker(members, groups, settings=ranker.RankerSettings(counts)).fit(sample_split.train)
+        table = model.table(sample_split.test)
+        by = dict(zip(table.members, table.retrieved_by.T, strict=True))
+        assert np.bincount(table.rows[by["ease"]]).max() == 1 and np.bincount(table.rows[by["text"]]).max() == 4
+        found[tuple(order)] = list(zip(table.rows, table.columns, strict=True))
+    first, second = found.values()
+    assert first == second
+    wrong = ranker.RankerSettings({"ease": 1, "recency": 2})
+    with pytest.raises(ValueError, match="differ in text"):
+        ranker.HybridRanker(members, groups, settings=wrong)
+    shop = ranker.shop_members(VECTORS, models.DotProduct(VECTORS, np.zeros(30)))
+    items = pd.DataFrame({c: np.arange(30) % 3 for c in ("department", "category", "type")})
+    shuffled = ranker.shop_ranker(items, np.ones(30), dict(reversed(shop.items())))
+    assert (shuffled.settings.count("ease"), shuffled.settings.count("own_baskets")) == (40, 40)
+    assert (shuffled.settings.count("rules"), shuffled.settings.count("graph")) == (20, 10)
+
+
+def test_ties_at_the_end_of_a_list_go_by_column():
+    from recutils.ranker.candidates import best_columns
+
+    scores = np.array([1, 3, 2, 2, -np.inf, 2, 5], dtype=np.float32)
+    assert sorted(best_columns(scores, 3)) == [1, 2, 6] and sorted(best_columns(scores, 4)) == [1, 2, 3, 6]
+    assert sorted(best_columns(scores, 99)) == [0, 1, 2, 3, 5, 6] and len(best_columns(scores, 0)) == 0
+
+
+def test_household_features_by_hand_and_without_a_dense_table(sample_split):
+    """Mean items of each group in a household's baskets; memory grows with purchases, not households x groups."""
+    train = sample_split.train
+    groups = pd.DataFrame({"kind": np.arange(30) % 10})
+    features = ranker.FeatureBuilder([], groups).fit_item_features(train).fit_household_features(train)
+    known = features.household_features
+    for household in (0, 7, 23):
+        own = train.matrix[train.households == household].toarray()
+        by_kind = [own[:, np.arange(30) % 10 == kind].sum() / len(own) for kind in range(10)]
+        np.testing.assert_allclose(known["their_kind"][household].toarray()[0], by_kind, rtol=1e-6)
+        assert known["baskets"][household] == len(own)
+        assert known["their_size"][household] == pytest.approx(own.sum() / len(own))
+    many, kinds = 300_000, 2_000  # dense: 2.4 GB
+    matrix = sparse.csr_matrix((np.ones(many, np.float32), (np.arange(many), np.arange(many) % kinds)), (many, kinds))
+    wide = Baskets(matrix, np.arange(many), np.zeros(many, "M8[ns]"))
+    tracemalloc.start()
+    ranker.FeatureBuilder([], pd.DataFrame({"item": np.arange(kinds)})).fit_household_features(wide)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6
+
+
+# ---------------------------------------------------------------------------------------------- the contract
+
+
+def test_one_basket_scores_as_in_a_batch(make, sample_split):
+    model = make().fit(sample_split.train)
+    queries, _ = evaluate.hide_one(sample_split.test)
+    queries = queries[:15]
+    scores = model.score(queries)
+    for row in range(15):
+        for household in (int(queries.households[row]), -1):
+            basket, when = queries.matrix[row].indices, queries.timestamps[row].astype("M8[s]").item()
+            columns, own = model.score_one(basket, household, when)
+            got = np.full(30, -np.inf, np.float32)
+            got[slice(None) if columns is None else columns] = own
+            assert columns is None or (np.diff(columns) > 0).all()
+            asked = scores[row] if household >= 0 else model.score(models.one_query(basket, -1, when, 30))[0]
+            np.testing.assert_allclose(got, asked, rtol=2e-5, atol=1e-6)
+
+
+def test_scikit_learn_copies_a_model(make, sample_split):
+    model = make().fit(sample_split.train)
+    copied = clone(model)
+    assert copied.n_items is None and type(copied) is type(model)
+    assert copied.get_params().keys() == model.get_params().keys()
+    np.testing.assert_array_equal(
+        copied.fit(sample_split.train).score(sample_split.test[:9]), model.score(sample_split.test[:9])
+    )
+
+
+SERVED = ["popularity", "item_knn", "ease", "rules", "recency", "own_baskets", "embedding", "hybrid"]
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_a_model_from_its_state_scores_the_same(name, sample_split):
+    model = MODELS[name]().fit(sample_split.train)
+    again = type(model).from_state(model.state())
+    queries = sample_split.test[:20]
+    np.testing.assert_array_equal(again.score(queries), model.score(queries))
+    basket = queries.matrix[0].indices
+    for one, other in zip(again.score_one(basket, 3), model.score_one(basket, 3), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_contributions_add_up_to_the_score(make, sample_split):
+    """Where a model says what each item adds, the parts and what an empty basket scores make up the score."""
+    model = make().fit(sample_split.train)
+    basket, empty = models.one_query([0, 4, 7], -1, None, 30), models.one_query([], -1, None, 30)
+    parts = model.contributions(basket, 5)
+    if parts is not None:
+        rest = np.nan_to_num(model.score(empty)[0, 5], neginf=0)
+        assert parts.shape == (3,) and parts.sum() + rest == pytest.approx(model.score(basket)[0, 5], abs=1e-5)
+    additive = (models.EASE, models.ItemKNN)
+    assert parts is not None or not isinstance(model, additive)
+
+
+def test_refresh_counts_households_anew_and_nothing_else(make, sample_split):
+    train, few = sample_split.train, sample_split.train[np.arange(60)]
+    model = make().fit(train)
+    before = model.score(sample_split.test[:5])
+    fresh = model.refresh(few)
+    np.testing.assert_array_equal(model.score(sample_split.test[:5]), before)  # the old one is untouched
+    if model.personal:
+        np.testing.assert_array_equal(fresh.score(sample_split.test[:5]), make().fit(few).score(sample_split.test[:5]))
+    elif not isinstance(model, ranker.HybridRanker):
+        assert fresh is model
+
+
+@pytest.mark.parametrize("penalty", [0.0, -1.0, float("nan"), float("inf")])
+def test_ease_refuses_a_penalty_that_is_not_above_zero(penalty, sample_split):
+    with pytest.raises(ValueError, match="finite number above 0"):
+        models.EASE(penalty).fit(sample_split.train)
+
+
+def test_ease_refuses_a_singular_matrix():
+    """Two items that are always bought together: without a penalty to speak of nothing can be inverted."""
+    pairs = baskets([[1, 1, 0], [1, 1, 1], [0, 0, 1]])
+    with pytest.raises(ValueError, match="singular"):
+        models.EASE(1e-18).fit(pairs)
+    assert np.isfinite(models.EASE(0.1).fit(pairs).weights).all()
 
 
 def test_a_full_basket_gets_nothing(make, sample_split):

@@ -111,10 +111,10 @@ def family(column: str) -> str:
 
 
 def tree_shap(model: HybridRanker, features: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
-    """TreeSHAP of candidates (`HybridRanker.features_for_items`): values like `features` and the base; their sum is the score.
+    """TreeSHAP of candidates (`HybridRanker.features_for_items`): values like `features`, and the base.
 
-    Exact for the trees, with what the trees saw in training as background. Source: Lundberg et al. (2020), as
-    built into LightGBM.
+    Their sum is the score. Exact for the trees, with what they saw in training as background. Source: Lundberg et
+    al. (2020), as built into LightGBM.
     """
     values = np.asarray(model.trees.booster.predict(features.to_numpy(), pred_contrib=True))
     return pd.DataFrame(values[:, :-1], columns=features.columns), values[:, -1]

@@ -40,11 +40,11 @@ def mask_basket(scores: np.ndarray, queries: Baskets) -> np.ndarray:
     return scores
 
 
-def one_query(basket: Any, household: int, timestamp: Any, n_items: int) -> Baskets:
+def one_query(basket: Any, household: int, timestamp: Any, n_items: int | None) -> Baskets:
     """A query of one row: `basket` holds item columns; `timestamp` is a datetime, or None where it is unknown."""
     columns = np.unique(np.asarray(basket, dtype=np.int32))
     values = np.ones(len(columns), np.float32)
-    matrix = sparse.csr_matrix((values, columns, np.array([0, len(columns)])), (1, n_items))
+    matrix = sparse.csr_matrix((values, columns, np.array([0, len(columns)])), (1, n_items or 0))
     if timestamp is None:
         timestamp = np.datetime64("NaT", "ns")
     elif not isinstance(timestamp, np.datetime64):
@@ -124,7 +124,7 @@ class Recommender(ABC):
         `basket`: different item columns, ascending; `household`: a row of the training households, else
         `ANONYMOUS`; `timestamp`: a datetime or None. Columns None: a finite score for every item.
         """
-        values = self.score(one_query(basket, household, timestamp, self.n_items or 0))[0]
+        values = self.score(one_query(basket, household, timestamp, self.n_items))[0]
         columns = np.flatnonzero(values > -np.inf)
         return columns, values[columns]
 

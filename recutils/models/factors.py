@@ -66,7 +66,7 @@ class FeatureFactors(Recommender):
     `features` H (n_items, width) map to few factors by U, which households V weigh. With R = log(1 + purchases),
     each row of length 1, |R - V U^T H^T|^2 + regularisation |H U V^T|_H^2 has its least value in closed form: whiten
     H, project R, cut the singular values (reduced-rank regression; Izenman, 1975). Items never sold get scores too.
-    Strangers: -inf.
+    Unknown households: -inf.
     """
 
     def __init__(self, features: np.ndarray, factors: int = 64, regularisation: float = 1.0) -> None:

@@ -21,7 +21,7 @@ class Popularity(Recommender):
 
 
 class HouseholdFrequency(Recommender):
-    """What this household buys: its training baskets with item i, ties (and strangers) by popularity.
+    """What this household buys: its training baskets with item i, ties (and unknown households) by popularity.
 
     A strong baseline that work on next baskets tends to forget (Li et al., 2023, where it is GP-TopFreq).
     """
@@ -42,7 +42,8 @@ class HouseholdFrequency(Recommender):
 class HouseholdRecency(Recommender):
     """What this household buys lately: score_i = sum of 0.5^(age / half_life) over its baskets with i, over all its.
 
-    `half_life` and a basket's age are in days before the end of training. Strangers and items it never bought: -inf.
+    `half_life` and a basket's age are in days before the end of training. Unknown households and items that it never
+    bought: -inf.
     """
 
     personal = True
@@ -116,9 +117,9 @@ class TIFUKNN(Recommender):
     """A household's items with their recency, smoothed by the households nearest to it.
 
     Its baskets, latest first, are cut into groups of `group_size`. Within one a basket weighs `within_decay`^place, a
-    group `group_decay`^place; u is the mean of the groups' means. score = alpha u + (1 - alpha) (mean u of the `neighbours`
-    nearest households by Euclidean distance). The open basket is not read; strangers get the mean of all
-    households. Source: Hu et al. (2020).
+    group `group_decay`^place; u is the mean of the groups' means. score = alpha u + (1 - alpha) (mean u of the
+    `neighbours` nearest households by Euclidean distance). The open basket is not read; unknown households get the
+    mean of all. Source: Hu et al. (2020).
     """
 
     personal = True

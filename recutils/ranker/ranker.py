@@ -164,7 +164,7 @@ class HybridRanker(Recommender):
         """
         rng = np.random.default_rng(self.settings.seed)
         hidden = np.zeros(queries.matrix.shape[1], bool)
-        parts = []
+        parts: list[tuple[np.ndarray, ...]] = []
         for row, (query, slot) in enumerate(_each(queries)):
             found, items = self._candidates(query, force_include)
             hidden[:] = False
@@ -196,7 +196,7 @@ class HybridRanker(Recommender):
         counts = [self.settings.count(name) for name in self.members]
         found = member_scores(self.members.values(), counts, self.n_items or 0, query)
         found.retrieved &= self.features.sold  # of an item never sold only the fallback may speak
-        retrieved = found.retrieved.any(axis=0)
+        retrieved: np.ndarray = np.logical_or.reduce(found.retrieved)
         if force_include is not None:
             retrieved[force_include] = True
         return found, np.flatnonzero(retrieved)
