@@ -575,25 +575,30 @@ def test_a_key_that_asks_too_often_must_wait(small, settings):
 PARALLEL = """
 import sys, pathlib
 from recutils.service import auth
-folders, name = sorted(pathlib.Path(sys.argv[1]).iterdir()), sys.argv[2]
-sys.stdin.readline()  # both begin at once
-for n, folder in enumerate(folders):
+for folder in sorted(pathlib.Path(sys.argv[1]).iterdir()):
+    (folder / sys.argv[2]).touch()
+    while not (folder / sys.argv[3]).exists():
+        pass  # both begin at once
     print(auth.load_settings(folder).secret.decode())
-    auth.create_key(folder, name)
+    for n in range(3):
+        auth.create_key(folder, f"{sys.argv[2]} {n}")
 """
 
 
 def test_two_processes_make_one_secret_and_lose_no_key(tmp_path, monkeypatch):
     monkeypatch.delenv("RECUTILS_SECRET", raising=False)
-    for n in range(60):
+    for n in range(20):
         (tmp_path / f"{n:02d}").mkdir()
     command = [sys.executable, "-c", PARALLEL, str(tmp_path)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    both = [subprocess.Popen([*command, name], **pipes) for name in ("till", "page")]
-    answers = [process.communicate("go\n", timeout=120)[0].split() for process in both]
-    assert answers[0] == answers[1] and len(set(answers[0])) == 60
+    both = [
+        subprocess.Popen([*command, *names], stdout=subprocess.PIPE, text=True)
+        for names in (("till", "page"), ("page", "till"))
+    ]
+    answers = [process.communicate(timeout=120)[0].split() for process in both]
+    assert answers[0] == answers[1] and len(set(answers[0])) == 20
     for folder in tmp_path.iterdir():
-        assert set(json.loads((folder / "keys.json").read_text())) == {"till", "page"}
+        wanted = {f"{name} {n}" for name in ("till", "page") for n in range(3)}
+        assert set(json.loads((folder / "keys.json").read_text())) == wanted
 
 
 def test_limits_come_from_the_environment_too(tmp_path, monkeypatch):

@@ -95,7 +95,7 @@ def _read_secret(folder: Path) -> bytes:
 def _locked(folder: Path) -> FileLock:
     """One process at a time may change what lies in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / ".lock", mode=0o600)
+    return FileLock(folder / ".lock", mode=0o600, poll_interval=0.005)
 
 
 def _write(file: Path, text: str) -> None:
