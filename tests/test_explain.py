@@ -141,6 +141,9 @@ def test_the_bilinear_model_learns_what_goes_with_what(notebook, sample_split):
 # ---------------------------------------------------------------------------------------------- the ranker
 
 
+SETTINGS = ranker.RankerSettings(10, n_trees=10)
+
+
 @pytest.fixture(scope="module")
 def ranked(sample_split):
     """A two-stage ranker on the made-up shop, what explanations name, and an open basket of pasta, bread and tea."""
@@ -153,9 +156,9 @@ def ranked(sample_split):
     rng = np.random.default_rng(1)
     labels = baskets((rng.random((80, 30)) < 0.2).astype(int), rng.integers(40, size=80))
     groups = pd.DataFrame({"kind": np.arange(30) % 10})
-    model = ranker.HybridRanker(members, labels, groups, quota=10, trees=10).fit(sample_split.train)
+    model = ranker.HybridRanker(members, groups, None, labels, SETTINGS).fit(sample_split.train)
     names = sample_split.items["name"].tolist()
-    past = model._purchases(sample_split.train)
+    past = models.purchases(sample_split.train)
     visits = np.bincount(sample_split.train.households, minlength=past.shape[0])
     basket = np.zeros((1, 30))
     basket[0, [names.index(n) for n in ("pasta small", "bread small", "tea small")]] = 1
@@ -166,20 +169,20 @@ def test_tree_shap_sums_to_the_score_and_equals_the_library(ranked):
     import shap
 
     model, _, basket = ranked
-    told = model.look(basket[np.zeros(4, int)], np.array([5, 8, 11, 20]))
-    values, base = explain.tree_shap(model, told)
-    raw = model.booster.predict(told.to_numpy())
+    features = model.features_for_items(basket[np.zeros(4, int)], np.array([5, 8, 11, 20]))
+    values, base = explain.tree_shap(model, features)
+    raw = model.trees.predict(features)
     np.testing.assert_allclose(values.sum(axis=1) + base, raw, atol=1e-8)
-    np.testing.assert_allclose(values, shap.TreeExplainer(model.booster).shap_values(told), atol=1e-6)
-    assert {explain.feature_group(c) for c in told} >= {"habits", "rules", "words", "the open basket", "context"}
+    np.testing.assert_allclose(values, shap.TreeExplainer(model.trees.booster).shap_values(features), atol=1e-6)
+    assert {explain.feature_group(c) for c in features} >= {"habits", "rules", "words", "the open basket", "context"}
 
 
 def test_an_item_looked_at_scores_as_it_does_among_the_candidates(ranked):
     model, _, basket = ranked
-    scores = models.without_basket(model.score(basket).copy(), basket)[0]
+    scores = models.mask_basket(model.score(basket).copy(), basket)[0]
     best = models.top_k(scores[None], 3)[0]
-    told = model.look(basket[np.zeros(3, int)], best)
-    np.testing.assert_allclose(model.booster.predict(told.to_numpy()), scores[best], rtol=1e-5)
+    features = model.features_for_items(basket[np.zeros(3, int)], best)
+    np.testing.assert_allclose(model.trees.predict(features), scores[best], rtol=1e-5)
 
 
 def test_an_explanation_holds_only_what_was_measured(ranked, sample_split):

@@ -8,9 +8,6 @@ from scipy import sparse
 
 from recutils.data.schema import Baskets
 from recutils.models.base import Recommender
-from recutils.models.embeddings import EmbeddingRecommender
-from recutils.models.linear import EASE
-from recutils.models.neighbours import ItemKNN
 from recutils.ranker.ranker import HybridRanker
 
 ValueFunction = Callable[[np.ndarray], np.ndarray]  # masks of the parts kept, (n_sets, n_parts) bool -> (n_sets,)
@@ -40,16 +37,11 @@ def perturb_basket(basket: Baskets, mask: np.ndarray) -> Baskets:
 def basket_value_function(model: Recommender, basket: Baskets, item: int) -> ValueFunction:
     """The score of `item` as a function of the basket's items that are kept, for `occlusion` and Shapley values.
 
-    A `HybridRanker` scores the item as if it were a candidate, so that its score does not jump where it is not.
+    See `Recommender.score_items`: 0 where there is no score; a `HybridRanker` scores the item as if retrieved.
     """
 
     def value(mask: np.ndarray) -> np.ndarray:
-        queries = perturb_basket(basket, mask)
-        if isinstance(model, HybridRanker):
-            told = model.look(queries, np.full(len(queries), item))
-            return np.asarray(model.booster.predict(told.to_numpy()))
-        score = model.score(queries)[:, item].astype(float)
-        return np.where(np.isneginf(score), 0.0, score)  # no score: the item is not offered
+        return model.score_items(perturb_basket(basket, mask), np.full(len(mask), item))
 
     return value
 
@@ -61,22 +53,8 @@ def basket_contributions(model: Recommender, basket: Baskets, item: int) -> np.n
     (v_j . v_i / |sum of the v_j|); what the score holds besides (a prior, a bias, the past) is not among the parts.
     For all others: `occlusion`.
     """
-    exact = _exact_parts(model, basket, item)
+    exact = model.contributions(basket, item)
     return occlusion(basket_value_function(model, basket, item), basket.matrix.nnz) if exact is None else exact
-
-
-def _exact_parts(model: Recommender, basket: Baskets, item: int) -> np.ndarray | None:
-    columns = basket.matrix.indices
-    if isinstance(model, EASE):
-        return model.weights[columns, item].astype(float)
-    if isinstance(model, ItemKNN):
-        return model.similarity[columns, item].toarray().ravel()
-    if isinstance(model, EmbeddingRecommender) and not model.household:
-        vectors = model.vectors[columns]
-        return vectors @ model.vectors[item] / max(float(np.linalg.norm(vectors.sum(axis=0))), 1e-9)
-    if hasattr(model, "parts"):  # `neural.BilinearRecommender`
-        return model.parts(basket, item)[: len(columns)].sum(axis=(1, 2))
-    return None
 
 
 FEATURE_GROUPS = {
@@ -106,5 +84,5 @@ def tree_shap(model: HybridRanker, features: pd.DataFrame) -> tuple[pd.DataFrame
     Exact for the trees, with what the trees saw in training as background. Source: Lundberg et al. (2020), as
     built into LightGBM.
     """
-    values = np.asarray(model.booster.predict(features.to_numpy(), pred_contrib=True))
+    values = np.asarray(model.trees.booster.predict(features.to_numpy(), pred_contrib=True))
     return pd.DataFrame(values[:, :-1], columns=features.columns), values[:, -1]

@@ -10,7 +10,6 @@ from scipy import sparse
 
 from recutils.data.schema import Baskets
 from recutils.explain.attribution import (
-    _exact_parts,
     basket_contributions,
     feature_group,
     leave_one_out_masks,
@@ -19,7 +18,6 @@ from recutils.explain.attribution import (
 )
 from recutils.explain.text import sentence_template
 from recutils.models.base import Recommender
-from recutils.models.rules import RuleRecommender
 from recutils.ranker.ranker import HybridRanker
 
 MOST_ITEMS = 16  # of a larger basket, so many items are left out one by one
@@ -169,15 +167,15 @@ def _ranker_breakdown(model: Any, basket: Baskets, item: int) -> _Breakdown:
         weight = basket_contributions(model.members["ease"], basket, item) if "ease" in model.members else -chosen
         chosen = np.sort(np.argsort(-np.abs(weight), kind="stable")[:MOST_ITEMS])
     mask = leave_one_out_masks(basket.matrix.nnz, chosen)
-    table = model.table(perturb_basket(basket, mask), also=item)
+    table = model.table(perturb_basket(basket, mask), force_include=item)
     scores = np.full((len(mask), basket.matrix.shape[1]), -np.inf)
-    scores[table.rows, table.columns] = model.booster.predict(table.told[model.names].to_numpy())
+    scores[table.rows, table.columns] = model.score_candidates(table)
     own = np.flatnonzero((table.rows == 0) & (table.columns == item))
-    values, bases = tree_shap(model, table.told.iloc[own][model.names])
+    values, bases = tree_shap(model, table.features.iloc[own][model.trees.columns])
     sums = values.iloc[0].groupby([feature_group(c) for c in values]).sum().sort_values(ascending=False)
     evidence = {str(n): float(v) for n, v in sums.items()}
     added = scores[0, item] - scores[1:, item]
-    is_candidate = bool(table.proposed[own].any())
+    is_candidate = bool(table.retrieved_by[own].any())
     return _Breakdown(scores, basket.matrix.indices[chosen], added, float(bases[0]), evidence, is_candidate)
 
 
@@ -186,7 +184,7 @@ def _score_breakdown(model: Recommender, basket: Baskets, item: int) -> _Breakdo
     own = scores[:, item].astype(float)
     if np.isneginf(own[0]):
         raise ValueError(f"{type(model).__name__} gives item {item} no score for this basket.")
-    exact = _exact_parts(model, basket, item)
+    exact = model.contributions(basket, item)
     if exact is not None:
         return _Breakdown(scores, basket.matrix.indices, exact, float(own[0] - exact.sum()), {}, True)
     own[np.isneginf(own)] = 0  # as in `basket_value_function`: no score, not offered
@@ -194,13 +192,9 @@ def _score_breakdown(model: Recommender, basket: Baskets, item: int) -> _Breakdo
 
 
 def _fired_rules(model: Recommender, basket: Baskets, item: int, names: Sequence[str]) -> list[dict[str, Any]]:
-    ruler = model.members.get("rules") if isinstance(model, HybridRanker) else model
-    if not isinstance(ruler, RuleRecommender) or ruler.groups is not None:
+    rows = model.fired_rules(basket.matrix.indices, item)
+    if rows is None:
         return []
-    which = np.flatnonzero(ruler.right == item)
-    held = set(basket.matrix.indices.tolist())
-    antecedents = ruler.rules["antecedents"].to_numpy()
-    rows = ruler.rules.iloc[[r for r in which[::-1] if antecedents[r] <= held]]
     keep = ["support", "confidence", "lift"]
     return [
         {"if": [names[i] for i in sorted(left)], **{k: float(v) for k, v in zip(keep, row, strict=True)}}

@@ -13,7 +13,7 @@ from torch_geometric.nn import GATConv, GCNConv, SAGEConv
 
 from recutils.data.schema import Baskets
 from recutils.graph.build import GraphError, as_tensor, build_item_graph, nearest
-from recutils.models.embeddings import InnerProduct
+from recutils.models.embeddings import DotProduct
 from recutils.settings import TRAINING_SEED, repeatable, stage
 from recutils.text.encoder import best_device
 from recutils.text.training import train_steps
@@ -105,7 +105,7 @@ def _descend(
     return train_steps([group], lambda step: loss(), steps, warmup=10 / steps, after=after, clip=float("inf"))
 
 
-class GraphRecommender(InnerProduct):
+class GraphRecommender(DotProduct):
     """An `ItemEncoder` taught by baskets: score_i = q . h_i + b_i, q = sum of the basket's h_j / sqrt(their number).
 
     The graph is built from the training baskets and the nearest `features`. Each step hides one item in each of
