@@ -50,6 +50,11 @@ def baskets(matrix, households=None):
     return Baskets(sparse.csr_matrix(np.asarray(matrix), dtype=np.float32), owners, np.zeros(n, "M8[ns]"))
 
 
+def test_a_definition_that_the_notebook_lacks_is_missed():
+    with pytest.raises(NameError, match="06_explanation defines no offers"):
+        definitions("06_explanation", "offers")  # a variable of the notebook, which is not run
+
+
 # ---------------------------------------------------------------------------------------------- Shapley values
 
 
