@@ -132,7 +132,7 @@ class FeatureBuilder:
 
 
 def time_slot(moments: np.ndarray) -> np.ndarray:
-    """Twelve slots: the six quarters-of-four-hours of a weekday (0 to 5) or of a weekend (6 to 11); -1 unknown."""
+    """Twelve slots: spans of four hours of a weekday (0 to 5) or of a weekend day (6 to 11); -1: unknown."""
     times = pd.DatetimeIndex(moments)
     slot = times.hour // 4 + 6 * (times.day_of_week >= 5)
     return np.where(times.isna(), -1, slot).astype(int)
