@@ -11,6 +11,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -214,27 +215,64 @@ def test_what_is_not_there_is_said(tmp_path, folder):
         artifact.set_current(folder, "x")
 
 
-SAVE_FOR_EVER = """
-import itertools, pathlib, sys
+CRASH = """
+import os, pathlib, shutil, sys
 from recutils.service import artifact
-folder, encoder = map(pathlib.Path, sys.argv[1:])
-shop = artifact.load(folder)
-for n in itertools.count():
-    shop.names[0] = f"name {n}"
-    print(artifact.save(shop, folder, encoder), flush=True)
+folder, step, changes = pathlib.Path(sys.argv[1]), 0, 0
+
+def crash(event, arguments):  # sees each change of the folder before it is made
+    global changes
+    writes = event == "open" and isinstance(arguments[1], str) and arguments[1][0] in "wxa"
+    if (writes or event in ("os.rename", "os.mkdir", "os.chmod")) and str(folder) in str(arguments[0]):
+        changes += 1
+        if changes == step:
+            os._exit(9)
+
+def save():
+    shop = artifact.load(folder)
+    shop.names[0] = "another name"
+    sys.addaudithook(crash)
+    artifact.save(shop, folder)
+    print(changes, flush=True)
+
+def check():
+    for version in artifact.versions(folder):
+        artifact.load(folder, version)
+    print(artifact.load(folder).names[0], flush=True)
+
+def apart(work):  # in a process of its own: LightGBM's threads do not survive a fork
+    if (child := os.fork()) == 0:
+        work()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+for step in map(int, sys.argv[2:]):
+    for version in artifact.versions(folder):
+        if version != (folder / "CURRENT").read_text():
+            shutil.rmtree(folder / version)  # what the crash before left
+    assert apart(save) == (9 if step else 0)
+    assert apart(check) == 0
 """
 
 
-def test_a_save_that_is_killed_leaves_a_whole_version(folder, encoder):
-    for pause in (0.02, 0.05, 0.11, 0.17, 0.23):
-        command = [sys.executable, "-c", SAVE_FOR_EVER, str(folder), str(encoder)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-            process.stdout.readline()  # the first one is there
-            time.sleep(pause)
-            process.kill()
-        assert artifact.load(folder).names[0].startswith("name ")
-        for version in artifact.versions(folder):
-            artifact.load(folder, version)
+def test_a_save_that_is_killed_leaves_a_whole_version(small, tmp_path):
+    old = artifact.save(small, tmp_path)
+
+    def crash_before(*steps):
+        command = [sys.executable, "-c", CRASH, str(tmp_path), *map(str, steps)]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert answer.returncode == 0, answer.stderr
+        return answer.stdout.splitlines()
+
+    n_changes, name = crash_before(0)
+    assert name == "another name"
+    (new,) = {*artifact.versions(tmp_path)} - {old}
+    shutil.rmtree(tmp_path / new)
+    artifact.set_current(tmp_path, old)
+    n = int(n_changes)
+    steps = [*range(1, n - 3, n // 3), *range(n - 3, n + 1)]  # the last ones make it visible and current
+    assert crash_before(*steps) == [small.names[0]] * len(steps) and n > 30
+    assert new in artifact.versions(tmp_path)  # before the last step it is there, and not yet current
 
 
 def test_saving_again_mends_a_damaged_version(small, folder, encoder):
@@ -928,15 +966,16 @@ def test_ten_thousand_hostile_requests_bring_nothing_down(live, schema_driven):
     import requests
 
     host, port = address.removeprefix("http://").split(":")
-    connection, seen, start = http.client.HTTPConnection(host, int(port), timeout=20), {}, 0
+    connection, seen, start, unsent = http.client.HTTPConnection(host, int(port), timeout=20), {}, 0, 0
     asked = list(hand_written(key))
     with requests.Session() as session:
         for n, case in enumerate(schema_driven):
             case["headers"] = {**(case.get("headers") or {}), **({"X-API-Key": key} if n % 4 else {})}
             try:
-                status = session.request(**case, timeout=20).status_code
+                status = session.request(**case, timeout=20).status_code  # a dropped connection fails the test
             except (requests.exceptions.InvalidHeader, requests.exceptions.InvalidURL, UnicodeError):
-                status = 0  # it never left: not a thing that HTTP can say
+                unsent += 1  # it never left: not a thing that HTTP can say
+                continue
             seen[status] = seen.get(status, 0) + 1
     for n, request in enumerate(asked):
         status = send(connection, *request)
@@ -944,13 +983,14 @@ def test_ten_thousand_hostile_requests_bring_nothing_down(live, schema_driven):
         if n == 1000:
             start = shop.memory(process)
         assert 0 < status < 500, (status, request[:2], str(request[2])[:200])
-    assert not [status for status in seen if status >= 500], seen
-    print(len(schema_driven), len(asked), sorted(seen.items()), start, shop.memory(process))
-    assert len(schema_driven) + len(asked) >= 10_000, (len(schema_driven), len(asked))
+    assert not [status for status in seen if not 0 < status < 500], seen
+    print(len(schema_driven), len(asked), sorted(seen.items()), unsent, start, shop.memory(process))
+    assert sum(seen.values()) >= 10_000, (len(schema_driven), len(asked), unsent)
     assert process.poll() is None and shop.ask(f"{address}/recommend", key, {"basket": ["i00"]})[0] == 200
     assert shop.memory(process) - start < 30e6, (start, shop.memory(process))
-    assert seen[200] > 100 and seen[422] > 1000 and seen.get(0, 0) < 100, seen
-    assert "Traceback" not in (folder / "log.txt").read_text()
+    assert seen[200] > 100 and seen[422] > 1000, seen
+    lines = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]  # each line by itself
+    assert len(lines) >= sum(seen.values()) and not [line for line in lines if "traceback" in line]
 
 
 def test_broken_http_brings_nothing_down(live):
@@ -976,39 +1016,160 @@ def test_a_swap_fails_no_request(live, small, encoder):
         while not stop.is_set():
             answers.append(shop.ask(f"{address}/recommend", key, {"basket": ["i00"], "k": 2}))
 
+    def until_served(version):
+        until = time.monotonic() + 60
+        while not answers or answers[-1][1].get("version") != version:
+            assert time.monotonic() < until, (version, answers[-1:])
+            shop.ask(f"{address}/ready", None)
+
     threads = [threading.Thread(target=hammer) for _ in range(3)]
     for thread in threads:
         thread.start()
-    name, small.names[1] = small.names[1], "another name"
-    new = artifact.save(small, folder, encoder)
-    small.names[1] = name
-    time.sleep(2)
-    artifact.set_current(folder, old)
-    time.sleep(2)
-    stop.set()
+    try:
+        until_served(old)
+        name, small.names[1] = small.names[1], "another name"
+        new = artifact.save(small, folder, encoder)
+        small.names[1] = name
+        until_served(new)
+        artifact.set_current(folder, old)
+        until_served(old)
+    finally:
+        stop.set()
     for thread in threads:
         thread.join()
     assert {status for status, _ in answers} == {200}
-    turns = [version for version, _ in itertools.groupby(a["version"] for _, a in answers)]
-    assert {old, new} == set(turns) and answers[-1][1]["version"] == old
-    assert len(answers) > 200
+    assert {old, new} == {answer["version"] for _, answer in answers}
 
 
-def test_a_kill_during_start_up_loses_nothing(small, encoder, tmp_path):
-    artifact.save(small, tmp_path, encoder)
-    version = artifact.load(tmp_path).version
-    with shop.running(tmp_path) as (address, key, process):
+def test_lightgbm_starts_no_threads_of_its_own(live):
+    address, key, process, _ = live
+
+    def n_threads():
+        return len(os.listdir(f"/proc/{process.pid}/task"))
+
+    shop.ask(f"{address}/search?q=tea", key)  # the worker's thread
+    before = n_threads()
+    assert shop.ask(f"{address}/explain", key, {"basket": ["i00", "i07"], "item": "i05"})[0] == 200
+    assert shop.ask(f"{address}/recommend", key, {"basket": ["i00"]})[0] == 200
+    assert n_threads() == before
+
+
+def test_a_request_in_flight_is_answered_after_sigterm(folder):
+    body = json.dumps({"basket": ["i00"], "k": 2}).encode()
+    with shop.running(folder) as (address, key, process):
+        host, port = address.removeprefix("http://").split(":")
+        head = f"POST /recommend HTTP/1.1\r\nHost: x\r\nX-API-Key: {key}\r\nContent-Type: application/json\r\n"
+        with socket.create_connection((host, int(port)), timeout=20) as pipe:
+            pipe.sendall(f"{head}Content-Length: {len(body)}\r\nExpect: 100-continue\r\n\r\n".encode())
+            assert b"100 Continue" in pipe.recv(1000)  # the service waits for the body
+            process.send_signal(signal.SIGTERM)
+            until = time.monotonic() + 20
+            with contextlib.suppress(ConnectionError):
+                while time.monotonic() < until:  # until it accepts no more
+                    socket.create_connection((host, int(port)), timeout=5).close()
+            pipe.sendall(body)
+            answer = b""
+            while part := pipe.recv(10_000):
+                answer += part
+        assert b" 200 OK" in answer.split(b"\r\n")[0] and answer.count(b'"item"') == 2
+        assert process.wait(timeout=20) in (0, -signal.SIGTERM)
+    lines = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+    assert lines[-1]["route"] == "/recommend" and lines[-1]["status"] == 200
+
+
+def test_two_processes_serve_one_folder(folder, small, encoder):
+    with shop.running(folder) as (first, key, _), shop.running(folder) as (second, other, _):
+
+        def tell(address, key, event):
+            for n in range(100):
+                status, _ = shop.ask(f"{address}/feedback", key, {"item": f"i{n % 30:02d}", "event": event})
+                assert status == 202
+
+        threads = [threading.Thread(target=tell, args=a) for a in ((first, key, "shown"), (second, other, "added"))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        lines = [json.loads(line) for line in (folder / "feedback.jsonl").read_text().splitlines()]
+        for event in ("shown", "added"):
+            assert [line["item"] for line in lines if line["event"] == event] == [f"i{n % 30:02d}" for n in range(100)]
+        name, small.names[1] = small.names[1], "another name"
+        new = artifact.save(small, folder, encoder)
+        small.names[1] = name
+        until = time.monotonic() + 60
+        while any(shop.ask(f"{address}/ready", None)[1]["version"] != new for address in (first, second)):
+            assert time.monotonic() < until
+
+
+def test_a_kill_during_start_up_loses_nothing(folder):
+    version = artifact.load(folder).version
+    with shop.running(folder) as (address, key, process):
         for _ in range(20):
             shop.ask(f"{address}/feedback", key, {"item": "i00", "event": "shown"})
         process.send_signal(signal.SIGKILL)
-    for pause in (0.1, 0.5, 1.0, 1.5, 2.0):
-        with shop.running(tmp_path, wait=False) as (_, _, process):
-            time.sleep(pause)
-    with shop.running(tmp_path) as (address, key, process):
+    for stage in ("started", "listening"):
+        with shop.running(folder, wait=False) as (address, _, process):
+            while stage == "listening" and process.poll() is None:
+                with contextlib.suppress(OSError):
+                    if shop.ask(f"{address}/health", None)[0] == 200:
+                        break
+    with shop.running(folder) as (address, key, process):
         assert shop.ask(f"{address}/ready", None)[1]["version"] == version
         shop.ask(f"{address}/feedback", key, {"item": "i01", "event": "added"})
-    lines = [json.loads(line) for line in (tmp_path / "feedback.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "feedback.jsonl").read_text().splitlines()]
     assert [line["item"] for line in lines] == ["i00"] * 20 + ["i01"]
+
+
+# ---------------------------------------------------------------------------------------------- how it is deployed
+
+
+def test_the_container_starts_what_there_is():
+    lines = (ROOT / "deploy" / "Containerfile").read_text().splitlines()
+    steps = [line.split(" ", 1) for line in lines if line and not line.startswith("#")]
+    told = {name: rest for name, rest in steps if name not in ("COPY", "RUN")}
+    for sources in (rest.split()[:-1] for name, rest in steps if name == "COPY"):
+        assert all((ROOT / source).exists() for source in sources)
+    (install,) = (rest for name, rest in steps if name == "RUN" and "pip install" in rest)
+    assert '".[service]"' in install and "-c constraints.txt" in install
+    command = json.loads(told["CMD"])
+    assert command[:3] == ["python", "-m", "recutils.service"] and told["USER"] not in ("root", "0")
+    help_text = subprocess.run([sys.executable, *command[1:], "--help"], capture_output=True, text=True, check=True)
+    assert "--folder" in help_text.stdout
+    assert f":{told['EXPOSE']}/health" in lines[-2] and told["EXPOSE"] == "8000"
+    folder = dict(part.split("=") for part in told["ENV"].split())["RECUTILS_SERVED"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RECUTILS_SERVED", folder)
+        assert str(auth.default_folder()) == folder
+
+
+def test_kubernetes_asks_routes_that_there_are(client):
+    import yaml
+
+    deployment, scaler = yaml.safe_load_all((ROOT / "deploy" / "autoscaling.yaml").read_text())
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    (port,) = container["ports"]
+    for probe in ("livenessProbe", "readinessProbe", "startupProbe"):
+        asked = container[probe]["httpGet"]
+        assert client.get(asked["path"], headers={"X-API-Key": ""}).status_code == 200
+        assert asked["port"] == port["containerPort"] == 8000
+    assert container["livenessProbe"]["httpGet"]["path"] == "/health"  # an overloaded or loading one is not restarted
+    containerfile = (ROOT / "deploy" / "Containerfile").read_text()
+    assert f"RECUTILS_SERVED={container['volumeMounts'][0]['mountPath']}" in containerfile
+    assert f"--uid {deployment['spec']['template']['spec']['securityContext']['runAsUser']}" in containerfile
+    assert scaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    assert scaler["spec"]["minReplicas"] >= 2 and deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+
+
+def test_alert_rules_name_metrics_that_there_are(client):
+    import yaml
+
+    client.post("/recommend", json={"basket": ["i00"]})
+    there = {line.split("{")[0].split(" ")[0] for line in client.get("/metrics").text.splitlines() if line[0] != "#"}
+    (group,) = yaml.safe_load((ROOT / "deploy" / "alerts.yaml").read_text())["groups"]
+    for rule in group["rules"]:
+        named = set(re.findall(r"(?:http|recutils)_\w+", rule["expr"]))
+        assert named and named <= there, (rule["alert"], named - there)
+    assert {"Drift", "ModelNotLoaded", "Errors", "Slow"} == {rule["alert"] for rule in group["rules"]}
 
 
 def test_the_service_needs_no_torch():
