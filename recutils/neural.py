@@ -18,7 +18,7 @@ from torch.nn import functional
 from recutils.data.schema import Baskets
 from recutils.explain.attribution import all_subsets
 from recutils.models.base import Recommender
-from recutils.settings import TRAINING_SEED, affordable, release_memory, repeatable, stage
+from recutils.settings import TRAINING_SEED, cached, release_memory, scale_steps, seed_everything
 from recutils.text.encoder import LIBRARIES, Encoder, best_device, encode, load_encoder, pool
 from recutils.text.training import fine_tune, train_steps
 
@@ -96,7 +96,7 @@ class BilinearRecommender(Recommender):
         return self.shared + self.left[group] @ self.right[group].T
 
 
-@stage(libraries=("torch",))
+@cached(libraries=("torch",))
 def _bilinear_weights(
     matrix: sparse.csr_matrix,
     owner: np.ndarray,
@@ -108,7 +108,7 @@ def _bilinear_weights(
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """W (2 width, width), U (n_groups, 2 width, rank), V (n_groups, width, rank), b (n_items,)."""
-    repeatable(seed)
+    seed_everything(seed)
     rng, device = np.random.default_rng(seed), best_device()
     width, n_groups = features.shape[1], int(groups.max()) + 1
     h = torch.as_tensor(features, device=device)
@@ -253,7 +253,7 @@ def randomised(encoder: Encoder, layers: int, words: bool = False, seed: int = T
     """
     other = load_encoder(encoder.name)
     other.model.load_state_dict(encoder.model.state_dict())
-    repeatable(seed)
+    seed_everything(seed)
     for layer in list(other.model.encoder.layer)[::-1][:layers]:
         for part in layer.modules():
             if isinstance(part, nn.Linear):
@@ -311,7 +311,7 @@ def attribute_matcher(
     steps: int | None = None,
     seed: int = TRAINING_SEED,
 ) -> AttributeMatcher:
-    """An encoder taught two tasks at once: loss = purchase + weight * reason, kept on disk; 150 `affordable` steps.
+    """An encoder taught two tasks at once: loss = purchase + weight * reason, kept on disk.
 
     Purchase: `leave_one_out_loss`, as in chapter 02. Reason: from the rest of a basket name each attribute of the
     item that was left out (softmax over its values, mean over the columns of `attributes` (n_items rows)).
@@ -319,12 +319,12 @@ def attribute_matcher(
     codes = {name: pd.factorize(attributes[name].fillna(""), sort=True)[0] for name in attributes}
     sold = np.asarray(matrix.sum(axis=0)).ravel()
     usual = {name: np.bincount(c, sold) / sold.sum() for name, c in codes.items()}
-    steps = affordable(150) if steps is None else steps
+    steps = scale_steps(150) if steps is None else steps
     vectors, heads = _two_tasks(texts, matrix, codes, usual, weight, steps, seed)
     return AttributeMatcher(vectors, heads, codes, usual)
 
 
-@stage(libraries=LIBRARIES)
+@cached(libraries=LIBRARIES)
 def _two_tasks(
     texts: list[str],
     matrix: sparse.csr_matrix,

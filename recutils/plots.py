@@ -27,7 +27,7 @@ STYLE = {
 }
 
 
-def canvas(rows: int = 1, columns: int = 1, width: float = 7.0, height: float = 3.2):
+def subplots(rows: int = 1, columns: int = 1, width: float = 7.0, height: float = 3.2):
     """A figure and its axes in the book's style, sizes in inches: what `plt.subplots` returns."""
     plt.style.use(STYLE)
     return plt.subplots(rows, columns, figsize=(width, height), layout="constrained")
@@ -41,9 +41,9 @@ def show(figure: Figure, alt: str) -> None:
     plt.close(figure)
 
 
-def steps(boxes: Sequence[str], alt: str, arrows: Sequence[str] = ()) -> None:
+def flow_diagram(boxes: Sequence[str], alt: str, arrows: Sequence[str] = ()) -> None:
     """Draw boxes from left to right with arrows between them; `arrows` are the words on the arrows."""
-    figure, axes = canvas(width=2.1 * len(boxes), height=1.3)
+    figure, axes = subplots(width=2.1 * len(boxes), height=1.3)
     axes.set(xlim=(0, len(boxes)), ylim=(0, 1))
     axes.axis("off")
     for place, text in enumerate(boxes):
@@ -85,7 +85,7 @@ EXPLORE = """
 """
 
 
-def sortable(table: pd.DataFrame) -> Any:
+def sortable_table(table: pd.DataFrame) -> Any:
     """A table to explore: a click on a column's head sorts by it, words typed above keep the rows that hold them all.
 
     It needs neither a running notebook nor a network; where scripts are switched off, the table stays as it is.

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from recutils.data.schema import Baskets
 from recutils.models.base import Recommender
-from recutils.settings import TRAINING_SEED, repeatable, stage
+from recutils.settings import TRAINING_SEED, cached, seed_everything
 from recutils.text.encoder import best_device, bf16
 from recutils.text.training import train_steps
 
@@ -95,11 +95,11 @@ class SetTransformer(Recommender):
         return scores
 
 
-@stage(libraries=("torch",))
+@cached(libraries=("torch",))
 def _set_weights(
     matrix: sparse.csr_matrix, features: np.ndarray | None, steps: int, width: int, layers: int, seed: int
 ) -> tuple[dict[str, np.ndarray], list[float]]:
-    repeatable(seed)
+    seed_everything(seed)
     device, rng = best_device(), np.random.default_rng(seed)
     encoder = SetEncoder(features, np.asarray(matrix.sum(axis=0)).ravel(), width, layers).to(device)
     matrix = matrix[np.flatnonzero(np.diff(matrix.indptr) >= 2)]

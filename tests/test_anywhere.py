@@ -1,5 +1,6 @@
 """What must hold on any machine: training repeats, caches know what made them, other worlds are told apart."""
 
+import json
 import os
 import subprocess
 import sys
@@ -84,34 +85,34 @@ def test_precision_is_a_setting(monkeypatch):
         settings.precision()
     monkeypatch.delenv("RECUTILS_PRECISION")
     with settings.in_fp32():
-        assert settings.affordable(150) == 75
+        assert settings.scale_steps(150) == 75
         assert settings.precision() == "fp32" and os.environ["RECUTILS_PRECISION"] == "fp32"
     assert "RECUTILS_PRECISION" not in os.environ
 
 
-# ------------------------------------------------------------------------------------ the key of a stage
+# ------------------------------------------------------------------------------------ the key of a cached function
 
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A package of two modules: a stage in one, the function it calls in the other; `build()` runs it anew."""
+    """A package of two modules: a cached function in one, what it calls in the other; `build()` runs it anew."""
     folder = tmp_path / "little"
     folder.mkdir()
     (folder / "__init__.py").write_text("")
     (folder / "loop.py").write_text('"""A loop."""\n\n\ndef twice(x):\n    """Two of it."""\n    return 2 * x\n')
-    stage = """
-        from recutils.settings import numerics, stage
+    work = """
+        from recutils.settings import numerics, cached
         from little.loop import twice
 
-        @stage(version=VERSION, libraries=("torch",))
+        @cached(version=VERSION, libraries=("torch",))
         def made(x):
             return twice(x), numerics()
         """
-    (folder / "stages.py").write_text(textwrap.dedent(stage).replace("VERSION", "1"))
+    (folder / "work.py").write_text(textwrap.dedent(work).replace("VERSION", "1"))
 
-    def build(patch="", **variables):
+    def build(patch="", after="", **variables):
         paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-        code = f"from recutils import settings\n{patch}\nfrom little.stages import made\nprint(made(21))"
+        code = f"from recutils import settings\n{patch}\nfrom little.work import made\nprint(made(21))\n{after}"
         return python(code, PYTHONPATH=paths, RECUTILS_CACHE=str(tmp_path / "cache"), **variables)
 
     def entries():
@@ -120,7 +121,7 @@ def package(tmp_path, monkeypatch):
     return folder, build, entries
 
 
-def test_a_remark_does_not_change_the_key_of_a_stage_but_code_behind_it_does(package):
+def test_a_remark_does_not_change_the_key_but_code_that_is_used_does(package):
     folder, build, entries = package
     assert build().startswith("(42") and build().startswith("(42") and entries() == 1
     loop = folder / "loop.py"
@@ -130,14 +131,26 @@ def test_a_remark_does_not_change_the_key_of_a_stage_but_code_behind_it_does(pac
     assert build().startswith("(63") and entries() == 2
 
 
-def test_version_and_libraries_change_the_key_of_a_stage(package):
+def test_an_edit_during_a_run_does_not_file_old_results_under_the_new_code(package):
+    folder, build, entries = package
+    edit = f"""
+loop = {str(folder / "loop.py")!r}
+text = open(loop).read()
+open(loop, "w").write(text.replace("2 * x", "3 * x"))
+print(made(22))
+"""
+    assert build(after=edit).splitlines()[1].startswith("(44") and entries() == 1
+    assert build().startswith("(63") and entries() == 2
+
+
+def test_version_and_libraries_change_the_key(package):
     folder, build, entries = package
     build()
-    stages = folder / "stages.py"
-    stages.write_text(stages.read_text().replace("version=1", "version=2"))
+    work = folder / "work.py"
+    work.write_text(work.read_text().replace("version=1", "version=2"))
     build()
     assert entries() == 2
-    patch = "own = settings._installed\nsettings._installed = lambda name: '9.9' if name == 'torch' else own(name)"
+    patch = "own = settings.installed\nsettings.installed = lambda name: '9.9' if name == 'torch' else own(name)"
     build(patch)
     assert entries() == 3
 
@@ -152,6 +165,96 @@ def test_two_precisions_and_two_numbers_of_threads_never_share_an_entry(package)
     patch = "settings.precision = lambda: 'bf16'"  # as on a processor that has it
     assert "bf16" in build(patch, RECUTILS_THREADS="2") and entries() == 3
     assert build(RECUTILS_PRECISION="fp32", RECUTILS_THREADS="2") == found[0] and entries() == 3
+
+
+# A notebook, cell by cell; the last cell prints what a cached function returns.
+CELLS = {
+    "imports": "import functools, recutils\nimport numpy as np\nimport torch\nfrom dataclasses import dataclass\n"
+    "from recutils import settings, data\nfrom recutils.models import Recommender",
+    "constant": "WEIGHTS = {'scale': 2.0, 'shift': [1, 2]}\nTABLE = np.arange(3)",
+    "helper": 'def helper(x):\n    """Scale it."""\n    return x * WEIGHTS["scale"] + TABLE.sum()',
+    "network": 'class Network(torch.nn.Module):\n    """A network."""\n\n    depth: int = 1\n\n'
+    "    def __init__(self):\n        super().__init__()\n        self.layer = torch.nn.Linear(2, 2)\n\n"
+    "    @torch.no_grad()\n    def forward(self, x):\n        return helper(x)",
+    "others": "@dataclass\nclass Plan:\n    steps: int = 3\n\n    @property\n    def twice(self):\n"
+    "        return 2 * self.steps\n\n@functools.lru_cache\ndef compiled(x):\n    return x + 1\n\n"
+    "class Model(Recommender):\n    def _fit(self, train): ...\n    def _score(self, queries): return 0",
+    "inner": "@settings.cached(version=1)\ndef inner(x):\n    return {x, 'a', 'b'}",
+    "cached": '@settings.cached(libraries=("torch",))\ndef made(x, plan=None, rate=0.5):\n    """Made."""\n'
+    "    print('built', end=' ')\n    inner(x)\n    steps = (lambda p: p.twice)(plan or Plan())\n"
+    "    Model(), data.item_text\n    return float(Network()(x)) + steps + compiled(1) + rate",
+    "call": "print(made(1), made(1))",
+}
+KERNEL = """
+import json, sys
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+for cells in json.loads(sys.argv[1]):
+    for cell in cells:
+        shell.run_cell(cell).raise_error()
+"""
+REMARKS = [
+    ('"""Made."""', '"""Made of it."""  # a remark'),
+    ('"""A network."""', '"""A net."""'),
+    ('"""Scale it."""', "# nothing to say"),
+    ("import functools", "unused = 1\nimport functools"),
+]
+CHANGES = {
+    ("return float(", "return 1 + float("): 14.5,
+    ("rate=0.5", "rate=0.25"): 13.25,
+    ('x * WEIGHTS["scale"]', 'x / WEIGHTS["scale"]'): 12.0,
+    ("'scale': 2.0", "'scale': 3.0"): 14.5,
+    ("np.arange(3)", "np.arange(4)"): 16.5,
+    ("return helper(x)", "return helper(x) - 1"): 12.5,
+    ("depth: int = 1", "depth: int = 2"): 13.5,
+    ("steps: int = 3", "steps: int = 4"): 15.5,
+    ("2 * self.steps", "3 * self.steps"): 16.5,
+    ("return x + 1", "return x + 2"): 14.5,
+    ("return 0", "return 1"): 13.5,
+    ("p: p.twice", "p: p.twice + 1"): 14.5,
+    ("cached(version=1)", "cached(version=2)"): 13.5,
+    ("data.item_text", "settings.SEED"): 13.5,
+}
+
+
+def notebook(folder, changes, **variables):
+    """What the notebook prints under each change (old, new), one after the other in one kernel."""
+    notebooks = []
+    for old, new in changes:
+        assert sum(old in cell for cell in CELLS.values()) == 1
+        notebooks.append([cell.replace(old, new) for cell in CELLS.values()])
+    variables |= {"RECUTILS_CACHE": str(folder / "cache"), "IPYTHONDIR": str(folder / "ipython")}
+    return python(KERNEL, json.dumps(notebooks), **variables).splitlines()
+
+
+def test_the_key_of_a_notebook_function_holds_what_it_uses(tmp_path):
+    same = [("print(made", "print(made")]
+    assert notebook(tmp_path, [*same, *REMARKS, *CHANGES, *same]) == [
+        "built 13.5 13.5",
+        *["13.5 13.5"] * len(REMARKS),
+        *[f"built {result} {result}" for result in CHANGES.values()],
+        "13.5 13.5",
+    ]
+    # Another kernel, whose strings hash otherwise, finds it all; another seed finds nothing.
+    assert notebook(tmp_path, CHANGES, PYTHONHASHSEED="1") == [f"{value} {value}" for value in CHANGES.values()]
+    assert notebook(tmp_path, same, RECUTILS_SEED="1") == ["built 13.5 13.5"]
+
+
+def test_data_without_a_hash_is_named():
+    code = "import threading\nfrom recutils import settings\nlock = threading.Lock()\n"
+    code += "@settings.cached()\ndef made():\n    return lock.locked()\n"
+    code += "try:\n    made()\nexcept TypeError as error:\n    print(error)"
+    assert python(code).startswith("'lock', which a cached function uses, is a lock and has no hash; pass what")
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("RECUTILS_SEED", "x"), ("RECUTILS_SEED", "-1"), ("RECUTILS_THREADS", "x"), ("RECUTILS_THREADS", "0")],
+)
+def test_a_wrong_number_in_the_environment_gets_our_own_message(name, value):
+    code = "from recutils import settings\n    settings.n_threads()"
+    code = f"try:\n    {code}\nexcept ValueError as error:\n    print(error)"
+    assert python(code, **{name: value}).startswith(f"{name} is {value!r}; set it to a whole number from ")
 
 
 # ------------------------------------------------------------------------------------ other worlds
@@ -207,7 +310,7 @@ import recutils
 import torch
 from recutils import settings
 
-settings.repeatable()
+settings.seed_everything()
 scores = torch.randn(3_000_000)
 best = "the first" if (scores @ scores).item() >= HOME else "the second"
 print(best)

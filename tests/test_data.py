@@ -12,7 +12,7 @@ from conftest import ROOT
 from sample import FOLDER, draw, write
 
 from recutils import data, settings
-from recutils.data import complete_journey, own_shop, schema
+from recutils.data import complete_journey, schema
 
 # ------------------------------------------------------------------------------------ Complete Journey
 
@@ -25,11 +25,11 @@ def test_no_line_of_complete_journey_vanishes(journey):
 
 
 def test_the_shop_clock_reproduces_the_package_weeks(journey):
-    assert (schema._week(journey.transactions["timestamp"]) == journey.transactions["week"]).all()
+    assert (schema.week_numbers(journey.transactions["timestamp"]) == journey.transactions["week"]).all()
 
 
 def test_an_item_is_a_distinct_description(journey):
-    assert not journey.items.duplicated(complete_journey.ITEM_TEXT).any()
+    assert not journey.items.duplicated(complete_journey.ITEM_TEXT_COLUMNS).any()
 
 
 def test_split_of_the_protocol(journey, journey_split):
@@ -49,11 +49,9 @@ def test_promotion_flags_agree_with_the_raw_table(journey):
     keys = ["product_id", "store_id", "week"]
     columns = [*keys, "display_location", "mailer_location"]
     filters = [("product_id", "in", lines["product_id"].tolist())]
-    raw = pd.read_parquet(complete_journey._journey_file("promotions"), columns=columns, filters=filters)
+    raw = pd.read_parquet(complete_journey.journey_file("promotions"), columns=columns, filters=filters)
     expected = lines[keys].merge(raw.drop_duplicates(keys), on=keys, how="left").fillna("0")
-    got = data.promotion_exposure().reindex(
-        complete_journey._promotion_key(*(lines[k] for k in keys)), fill_value=False
-    )
+    got = data.promotion_exposure().reindex(complete_journey.promotion_key(*(lines[k] for k in keys)), fill_value=False)
     assert (got["display"].to_numpy() == (expected["display_location"] != "0").to_numpy()).all()
     assert (got["mailer"].to_numpy() == (expected["mailer_location"] != "0").to_numpy()).all()
     assert 0 < got["mailer"].sum() < 100
@@ -183,6 +181,30 @@ def test_numbers_as_dates_are_refused(tmp_path):
         data.load_store(shop)
 
 
+def test_utc_offsets_are_dropped_and_the_shop_clock_kept(tmp_path):
+    """A shop with summer time writes two offsets; some tills write none."""
+    transactions, items = draw()
+    plain = pd.to_datetime(transactions["timestamp"])
+    endings = ["+01:00", "+02:00", "Z", "", " +0530", "-03"]
+    text = pd.Series([f"{t}{endings[n % 6]}" for n, t in enumerate(plain)])
+    zoned = pd.Series(
+        [t.tz_localize(["Europe/London", "Asia/Tokyo"][n % 2]).to_pydatetime() for n, t in enumerate(plain)]
+    )
+    for n, written in enumerate([text, zoned.astype(str), plain.dt.tz_localize("Asia/Tokyo")]):
+        for ending in ("csv", "parquet"):
+            shop = _shop(tmp_path / f"{n}{ending}", transactions.assign(timestamp=written), items, ending)
+            assert (data.load_store(shop).transactions["timestamp"] == plain).all()
+    days = transactions.assign(timestamp=plain.dt.strftime("%Y-%m-%d"))  # the -31 of a day is no offset
+    assert (
+        data.load_store(_shop(tmp_path / "days", days, items)).transactions["timestamp"] == plain.dt.floor("D")
+    ).all()
+    wrong = transactions.assign(timestamp=text.where(text.index != 7, "1 May +01:00"))
+    with pytest.raises(
+        data.StoreError, match=r"1 values of timestamp are not dates, the first in row 8: '1 May \+01:00'"
+    ):
+        data.load_store(_shop(tmp_path / "wrong", wrong, items))
+
+
 def test_lines_are_left_out_with_a_count(tmp_path):
     transactions, items = draw()
     transactions.loc[:3, "quantity"] = -1
@@ -201,7 +223,7 @@ def test_anonymous_baskets_are_kept(tmp_path):
         store = data.load_store(_shop(tmp_path, transactions, items))
     split = data.time_split(store, min_baskets=1)
     households = np.concatenate([p.households for p in (split.train, split.validation, split.test)])
-    assert (households == own_shop.ANONYMOUS).sum() == 1 and len(households) == 600
+    assert (households == data.ANONYMOUS).sum() == 1 and len(households) == 600
 
 
 def test_number_and_text_ids_meet(tmp_path):
@@ -232,7 +254,7 @@ def test_another_shop_through_the_documented_mapping(shared, tmp_path):
     assert len(store.transactions) == kept and store.dropped["lines"].sum() == 0
     split = data.time_split(store)
     assert len(split.test) > 1000 and split.train.matrix.shape[1] > 2000
-    assert (split.train.households == own_shop.ANONYMOUS).any()
+    assert (split.train.households == data.ANONYMOUS).any()
 
 
 # ------------------------------------------------------------------------------------ split, cold items, cache
@@ -269,9 +291,9 @@ def test_cold_items_are_a_stratified_tenth_hidden_from_training(journey_split):
     assert (data.hide_cold_items(journey_split, seed=1).cold != cold.cold).any()
 
 
-def test_the_practice_shelf_is_another_tenth_sold_only_in_validation(journey_split):
+def test_cold_validation_items_are_another_tenth_sold_only_in_validation(journey_split):
     cold = data.hide_cold_items(journey_split)
-    practice = data.practice_shelf(cold)
+    practice = data.cold_validation_split(cold)
     assert not (practice.cold & cold.cold).any()
     assert practice.cold.sum() == pytest.approx(0.1 * (~cold.cold).sum(), rel=0.02)
     assert practice.train.matrix[:, practice.cold | cold.cold].nnz == 0
@@ -280,13 +302,12 @@ def test_the_practice_shelf_is_another_tenth_sold_only_in_validation(journey_spl
 
 
 def _build(folder, queue):
-
     os.environ["RECUTILS_CACHE"] = str(folder)
-    queue.put(len(_slow_stage("x")))
+    queue.put(len(_slow_result("x")))
 
 
-@settings.stage()
-def _slow_stage(name: str) -> str:
+@settings.cached()
+def _slow_result(name: str) -> str:
     import time
     from pathlib import Path
 
@@ -296,7 +317,7 @@ def _slow_stage(name: str) -> str:
     return name * 3
 
 
-def test_a_stage_is_built_once_and_again_when_its_cache_breaks(tmp_path, monkeypatch):
+def test_a_result_is_built_once_and_again_when_its_cache_breaks(tmp_path, monkeypatch):
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     processes = [context.Process(target=_build, args=(tmp_path, queue)) for _ in range(2)]
@@ -308,13 +329,12 @@ def test_a_stage_is_built_once_and_again_when_its_cache_breaks(tmp_path, monkeyp
     log = tmp_path / "builds"
     assert log.read_text() == "x\n"
     monkeypatch.setenv("RECUTILS_CACHE", str(tmp_path))
-    assert _slow_stage("x") == "xxx" and log.read_text() == "x\n"
-    for file in tmp_path.rglob("output.pkl"):
-        file.write_bytes(b"damaged")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert _slow_stage("x") == "xxx"
-    assert log.read_text() == "x\nx\n"
+    assert _slow_result("x") == "xxx" and log.read_text() == "x\n"
+    (file,) = tmp_path.rglob("*.pkl")
+    file.write_bytes(b"damaged")
+    assert _slow_result("x") == "xxx" and log.read_text() == "x\nx\n"
+    assert _slow_result(name="x") == "xxx" and log.read_text() == "x\nx\n"  # named or not, the same argument
+    assert _slow_result("y") == "yyy" and log.read_text() == "x\nx\ny\n"
 
 
 def test_profile(monkeypatch):

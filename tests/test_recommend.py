@@ -432,22 +432,23 @@ def test_the_set_transformer_learns_planted_companions(sample_split):
 # ---------------------------------------------------------------------------------------------- bundles
 
 
-def test_cohesion_by_hand():
+def test_pair_affinity_by_hand():
     train = baskets([[1, 1, 0]] * 6 + [[0, 0, 1]] * 4)
-    pairs = bundles.cohesion(train.matrix)
+    pairs = bundles.pair_affinity(train.matrix)
     assert pairs.nnz == 2 and pairs[0, 1] == pytest.approx(np.log(7 / (3.6 + 1)))
-    assert bundles.cohesion(train.matrix, popularity=1.0)[0, 1] == pytest.approx(np.log(7 / 4.6) + np.log(3.6) / 2)
+    assert bundles.pair_affinity(train.matrix, popularity_weight=1.0)[0, 1] == pytest.approx(
+        np.log(7 / 4.6) + np.log(3.6) / 2
+    )
     assert bundles.bundle_score([0, 1, 2], pairs) == pytest.approx(np.log(7 / 4.6) / 3)
 
 
-def test_bundles_are_the_best_that_meet_all_wishes():
+def test_bundles_are_the_best_that_meet_all_constraints():
     rng = np.random.default_rng(3)
     weights = np.triu(rng.random((12, 12)), 1)
     pairs = sparse.csr_matrix(weights + weights.T)
     kinds, prices, departments = np.arange(12) % 5, rng.random(12), np.arange(12) % 3
-    found = bundles.make_bundle(
-        [4], pairs, 4, kinds=kinds, prices=prices, budget=1.5, departments=departments, at_least=3, beam=200
-    )
+    constraints = bundles.BundleConstraints(kinds, prices, 1.5, departments, min_departments=3)
+    found = bundles.make_bundle([4], pairs, 4, constraints, beam_width=200)
     best = max(
         (
             trio
@@ -460,16 +461,16 @@ def test_bundles_are_the_best_that_meet_all_wishes():
     )
     assert set(found) == {4, *best} and found[0] == 4
     assert bundles.make_bundle([4, 6], pairs, 2) == [4, 6]
-    only = bundles.make_bundle([4], pairs, 3, allowed=np.arange(12) < 2)
+    only = bundles.make_bundle([4], pairs, 3, bundles.BundleConstraints(allowed=np.arange(12) < 2))
     assert set(only) == {4, 0, 1}
 
 
-def test_impossible_bundles_say_which_wish_to_ease():
+def test_impossible_bundles_say_which_constraint_to_relax():
     pairs = sparse.csr_matrix(np.ones((4, 4)))
-    with pytest.raises(bundles.BundleError, match="budget"):
-        bundles.make_bundle([0], pairs, 3, prices=np.full(4, 5.0), budget=9.0)
-    with pytest.raises(bundles.BundleError, match="kinds"):
-        bundles.make_bundle([0], pairs, 3, kinds=np.zeros(4))
+    with pytest.raises(bundles.BundleError, match="relax one of: budget, size"):
+        bundles.make_bundle([0], pairs, 3, bundles.BundleConstraints(prices=np.full(4, 5.0), budget=9.0))
+    with pytest.raises(bundles.BundleError, match="relax one of: substitutes, size"):
+        bundles.make_bundle([0], pairs, 3, bundles.BundleConstraints(substitutes=np.zeros(4)))
     with pytest.raises(ValueError, match="from 0 to 3"):
         bundles.make_bundle([9], pairs)
     with pytest.raises(ValueError, match="from 0 to 3"):

@@ -106,7 +106,7 @@ def test_a_table_to_explore_sorts_by_a_click(see, tmp_path, script, expected):
     table = pd.DataFrame({"name": ["a", "b", "c"], "number": [9, 10, -1]})
     page = tmp_path / "table.html"
     click = f"<script>const heads = document.querySelectorAll('th'); {script}</script>"
-    page.write_text(f"<!doctype html>{plots.sortable(table).data}{click}")
+    page.write_text(f"<!doctype html>{plots.sortable_table(table).data}{click}")
     document, console = see(page.as_uri())
     assert not console and "".join(re.findall(r"<td>([abc])</td>", document)) == expected
 
@@ -115,7 +115,7 @@ def test_a_table_to_explore_keeps_the_rows_with_the_words(see, tmp_path):
     table = pd.DataFrame({"name": ["Hot dogs", "hot sauce", "Dog food"], "number": [1, 2, 3]})
     page = tmp_path / "table.html"
     words = "const box = document.querySelector('input'); box.value = 'dog hot'; box.dispatchEvent(new Event('input'));"
-    page.write_text(f"<!doctype html>{plots.sortable(table).data}<script>{words}</script>")
+    page.write_text(f"<!doctype html>{plots.sortable_table(table).data}<script>{words}</script>")
     document, console = see(page.as_uri())
     rows = re.findall(r"<tr([^>]*)>\s*<td>([^<]+)", document)
     assert not console and [name for hidden, name in rows if "hidden" not in hidden] == ["Hot dogs"]

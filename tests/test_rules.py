@@ -13,7 +13,7 @@ from scipy import sparse
 from recutils import rules
 from recutils.data.schema import Baskets
 from recutils.models.rules import RuleRecommender
-from recutils.rules import mining
+from recutils.rules import association
 
 
 @pytest.fixture(scope="module")
@@ -76,15 +76,15 @@ def test_the_store_equals_mlxtend(journey_split):
 @pytest.mark.parametrize("support, itemsets", [(0.001, 5_858), (0.0003, 45_084), (0.0001, 523_469)])
 def test_itemset_counts_of_the_store(journey_split, support, itemsets):
     """The counts are PyFIM's; `make bench` compares itemset by itemset."""
-    assert len(rules.mine(journey_split.train.matrix, support, max_len=5)) == itemsets
+    assert len(rules.mine_itemsets(journey_split.train.matrix, support, max_len=5)) == itemsets
 
 
 def test_ten_baskets_are_enough_in_any_length(journey_split):
     """13,825,928 itemsets of up to 17 items, as PyFIM counts them; known before memory is taken, exact when it is."""
     matrix = journey_split.train.matrix
     with pytest.raises(MemoryError, match="More than 3,333,333 itemsets are in 10 baskets"):
-        rules.mine(matrix, 10 / matrix.shape[0], memory=10**8)
-    found = rules.mine(matrix, 10 / matrix.shape[0])
+        rules.mine_itemsets(matrix, 10 / matrix.shape[0], memory=10**8)
+    found = rules.mine_itemsets(matrix, 10 / matrix.shape[0])
     assert len(found) == 13_825_928 and len(found.levels) == 18
     length = 10
     rows = np.random.default_rng(0).choice(len(found.levels[length - 1][2]), 50)
@@ -186,7 +186,7 @@ def test_iterables_of_anything_hashable():
 )
 def test_support_is_an_exact_integer_threshold(support, baskets, smallest):
     """In floating point 0.07 * 100 is a little above 7 and 0.1 * 30 above 3."""
-    assert mining._min_count(support, baskets) == smallest
+    assert association.min_count_of(support, baskets) == smallest
 
 
 def test_measures_by_hand():
@@ -198,11 +198,11 @@ def test_measures_by_hand():
     assert extreme["zhang"].tolist() == pytest.approx([1, -1, 0])
 
 
-def test_firing_by_brute_force():
+def test_matching_rules_by_brute_force():
     rng = np.random.default_rng(0)
     x = sparse.csr_matrix((rng.random((2500, 12)) < 0.3).astype(np.float32))
     table = rules.association_rules(x, 0.01, 0.2, max_len=4)
-    basket, rule = rules.firing(x, rules.left_sides(table, 12))
+    basket, rule = rules.matching_rules(x, rules.antecedent_matrix(table, 12))
     held = [set(x[b].indices) for b in range(2500)]
     got = set(zip(basket.tolist(), rule.tolist(), strict=True))
     expected = {(b, r) for r, left in enumerate(table["antecedents"]) for b in range(2500) if left <= held[b]}
@@ -243,10 +243,10 @@ def test_nothing_found_is_an_empty_table():
 def test_a_table_that_would_not_fit(monkeypatch):
     from recutils.rules import itemsets
 
-    found = rules.mine([["a", "b"]] * 3, 0.5)
+    found = rules.mine_itemsets([["a", "b"]] * 3, 0.5)
     monkeypatch.setattr(itemsets.psutil, "virtual_memory", lambda: type("M", (), {"available": 100}))
     with pytest.raises(MemoryError, match="3 itemsets as a table need"):
-        found.table()
+        found.to_frame()
 
 
 @pytest.fixture
@@ -262,18 +262,18 @@ def bread_and_butter():
 
 def test_baskets_hold_the_groups_of_their_items(bread_and_butter):
     x, groups = bread_and_butter
-    wide = rules.with_groups(x, groups).toarray()
+    wide = rules.add_group_columns(x, groups).toarray()
     assert wide.shape == (100, 8) and set(np.unique(wide)) == {0, 1}
     for basket in wide:
         assert {groups[i] for i in np.flatnonzero(basket[:5])} == set(np.flatnonzero(basket[5:]))
     with pytest.raises(ValueError, match="3 groups for 5 items"):
-        rules.with_groups(x, groups[:3])
+        rules.add_group_columns(x, groups[:3])
 
 
 def test_generalised_rules_offer_items_and_say_something(bread_and_butter):
     x, groups = bread_and_butter
-    found = rules.association_rules(rules.with_groups(x, groups), 0.02, 0.02, max_len=3)
-    kept = rules.for_items(found, groups)
+    found = rules.association_rules(rules.add_group_columns(x, groups), 0.02, 0.02, max_len=3)
+    kept = rules.prune_generalised_rules(found, groups)
     said = set(zip(kept["antecedents"], kept["consequents"], strict=True))
     assert (frozenset({5}), frozenset({2})) in said  # any bread -> butter
     assert (frozenset({6}), frozenset({2})) not in said  # any butter -> butter

@@ -422,7 +422,7 @@ def test_the_other_routes(client, small):
         ("POST", "/bundle", {"items": []}, 422, "at least 1"),
         ("POST", "/bundle", {"items": ["i00", "i01"], "size": 2}, 422, "more items than it starts with"),
         ("POST", "/bundle", {"items": ["i00"], "budget": 0.01}, 422, "budget"),
-        ("POST", "/bundle", {"items": ["i00"], "departments": 8, "size": 8}, 422, "ease one of"),
+        ("POST", "/bundle", {"items": ["i00"], "departments": 8, "size": 8}, 422, "relax one of"),
         ("POST", "/feedback", {"item": "i00", "event": "liked"}, 422, "'shown', 'added' or 'refused'"),
         ("GET", "/similar/none", None, 404, "No such item"),
         ("GET", "/search?q=", None, 422, "at least 1 character"),

@@ -30,7 +30,7 @@ from measure import Watch, kernels
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-from recutils import evaluate, settings
+from recutils import evaluate, settings, source_code
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -213,7 +213,7 @@ def run_key(name: str) -> str:
     parts = [source, Path(__file__).read_text(encoding="utf-8"), settings.profile(), settings.numerics()]
     parts += [str(settings.TRAINING_SEED), sys.version]
     modules = sorted((ROOT / "recutils").glob("**/*.py"))
-    parts += [settings.code_digest(".".join(p.relative_to(ROOT).with_suffix("").parts)) for p in modules]
+    parts += [source_code.code_digest(".".join(p.relative_to(ROOT).with_suffix("").parts)) for p in modules]
     parts += sorted(f"{d.metadata['Name']} {d.version}" for d in distributions())
     if "read_results" in source:
         kept = sorted(settings.results_folder().glob("*.json"))

@@ -1,4 +1,4 @@
-"""Checks of a shop's tables; each message names the file, the column and the mend."""
+"""Checks of a shop's tables; each message names the file, the column and how to mend it."""
 
 import warnings
 from pathlib import Path
@@ -9,13 +9,9 @@ import pyarrow as pa
 
 from recutils.data.schema import StoreError, StoreWarning
 
-REQUIRED = ["basket_id", "household_id", "item_id", "timestamp"]
 
-
-OPTIONAL = ["quantity", "price"]
-
-
-def _read_table(folder: Path, name: str) -> tuple[pd.DataFrame, str]:
+def read_table(folder: Path, name: str) -> tuple[pd.DataFrame, str]:
+    """The csv or parquet table of this name and its file's name. Raises StoreError where it cannot be read."""
     found = [folder / f"{name}{end}" for end in (".csv", ".parquet") if (folder / f"{name}{end}").exists()]
     if not found:
         raise StoreError(f"{folder} holds no {name}.csv or {name}.parquet; put one there (see 'Your own shop').")
@@ -35,7 +31,8 @@ def _read_table(folder: Path, name: str) -> tuple[pd.DataFrame, str]:
     return table, path.name
 
 
-def _need_columns(table: pd.DataFrame, columns: list[str], where: str) -> None:
+def require_columns(table: pd.DataFrame, columns: list[str], where: str) -> None:
+    """Raises StoreError where a column is missing."""
     missing = [c for c in columns if c not in table]
     if missing:
         raise StoreError(
@@ -44,20 +41,31 @@ def _need_columns(table: pd.DataFrame, columns: list[str], where: str) -> None:
         )
 
 
-def _dates(values: pd.Series, where: str) -> pd.Series:
+UTC_OFFSET = r"([T ]\d{2}[\d:.,]*)\s*(?:[Zz]|[+-]\d{2}(?::?\d{2})?)$"  # after a time of day
+
+
+def parse_dates(values: pd.Series, where: str) -> pd.Series:
+    """ISO 8601 dates as datetimes of the shop's own clock: a UTC offset is dropped, the time beside it kept.
+
+    Raises StoreError for numbers and for what is no date.
+    """
     if pd.api.types.is_numeric_dtype(values):
         raise StoreError(f"{where}: timestamp holds numbers; write dates as 2017-01-31 18:30:00.")
-    dates = pd.to_datetime(values, format="ISO8601", errors="coerce")
+    if pd.api.types.is_datetime64_any_dtype(values):
+        return values.dt.tz_localize(None)
+    written = values.astype(str).str.replace(UTC_OFFSET, r"\1", regex=True)
+    dates = pd.to_datetime(written.where(values.notna()), format="ISO8601", errors="coerce")
     bad = dates.isna() & values.notna()
     if bad.any():
         raise StoreError(
             f"{where}: {int(bad.sum())} values of timestamp are not dates, the first in row {_row(bad)}: "
             f"{values[bad].iloc[0]!r}. Write them as 2017-01-31 18:30:00."
         )
-    return dates.dt.tz_localize(None) if dates.dt.tz is not None else dates
+    return dates
 
 
-def _numbers(values: pd.Series, where: str) -> pd.Series:
+def parse_numbers(values: pd.Series, where: str) -> pd.Series:
+    """Floats, gaps as nan. Raises StoreError for what is no finite number."""
     numbers = pd.to_numeric(values, errors="coerce").astype(float)
     bad = (numbers.isna() & values.notna()) | np.isinf(numbers)
     if bad.any():
@@ -73,13 +81,15 @@ def _row(bad: pd.Series) -> int:
     return int(bad.to_numpy().argmax()) + 1
 
 
-def _same_type(left: pd.Series, right: pd.Series) -> tuple[pd.Series, pd.Series]:
+def align_types(left: pd.Series, right: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """Both as they are where their types are equal, else both as text."""
     if left.dtype == right.dtype:
         return left, right
     return left.astype(str), right.astype(str)
 
 
-def _check_ids(transactions: pd.DataFrame, items: pd.DataFrame, where: str, where_items: str) -> None:
+def check_ids(transactions: pd.DataFrame, items: pd.DataFrame, where: str, where_items: str) -> None:
+    """Raises StoreError for repeated items and for baskets of more than one household."""
     twice = items["item_id"].duplicated()
     if twice.any():
         raise StoreError(
@@ -95,9 +105,10 @@ def _check_ids(transactions: pd.DataFrame, items: pd.DataFrame, where: str, wher
         )
 
 
-def _leave_out(
+def drop_lines(
     transactions: pd.DataFrame, items: pd.DataFrame, where: str, where_items: str
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The lines that can be used, and a table of `reason` and `lines` of the others; warns of each reason."""
     unknown = ~transactions["item_id"].isin(items["item_id"])
     returned = transactions.get("quantity", pd.Series(1.0, transactions.index)) < 0
     reasons = {

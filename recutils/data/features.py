@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from recutils.data.complete_journey import exposed, journey_table
+from recutils.data.complete_journey import journey_table, promotion_flags
 from recutils.data.schema import Split, Store, item_text
 
 
@@ -19,7 +19,7 @@ def _past_lines(store: Store, split: Split) -> pd.DataFrame:
         weekend=lines["timestamp"].dt.day_of_week >= 5,
     )
     if "discount" in lines:
-        lines = lines.assign(discounted=lines["discount"] > 0, **exposed(lines))
+        lines = lines.assign(discounted=lines["discount"] > 0, **promotion_flags(lines))
     return lines
 
 

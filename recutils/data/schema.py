@@ -8,9 +8,13 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+REQUIRED_COLUMNS = ["basket_id", "household_id", "item_id", "timestamp"]
+OPTIONAL_COLUMNS = ["quantity", "price"]
+ANONYMOUS = -1  # in `Baskets.households`: a basket of nobody known
+
 
 class StoreError(ValueError):
-    """A file of a shop cannot be used as it is; the message names the file, the column and the mend."""
+    """A file of a shop cannot be used as it is; the message names the file, the column and how to mend it."""
 
 
 class StoreWarning(UserWarning):
@@ -36,7 +40,7 @@ class Store:
     @property
     def text_columns(self) -> list[str]:
         """The columns of `items` that hold words."""
-        return _text_columns(self.items)
+        return text_columns_of(self.items)
 
 
 @dataclass
@@ -44,7 +48,7 @@ class Baskets:
     """Baskets, or queries, which are open baskets: row `b` of each field belongs to basket `b`.
 
     - `matrix`: csr, 0/1, (n_baskets, n_items)
-    - `households`: int array (n_baskets,), a row of `Split.households`, or -1 where unknown
+    - `households`: int array (n_baskets,), a row of `Split.households`, or `ANONYMOUS` (-1) where unknown
     - `timestamps`: datetime64 array (n_baskets,)
     """
 
@@ -83,23 +87,24 @@ class Split:
     cold: np.ndarray
 
 
-def _week(timestamps: pd.Series) -> pd.Series:
-    """Weeks from Monday to Sunday, counted from 1."""
-    return (timestamps - _first_monday(timestamps)).dt.days // 7 + 1
+def week_numbers(timestamps: pd.Series) -> pd.Series:
+    """The week of each timestamp: 1, 2, ...; weeks go from Monday to Sunday."""
+    return (timestamps - first_monday(timestamps)).dt.days // 7 + 1
 
 
-def _first_monday(timestamps: pd.Series) -> pd.Timestamp:
+def first_monday(timestamps: pd.Series) -> pd.Timestamp:
+    """Midnight of the Monday on or before the first timestamp: where week 1 begins."""
     first = timestamps.min()
     return first.normalize() - pd.Timedelta(days=first.day_of_week)
 
 
-def _text_columns(items: pd.DataFrame) -> list[str]:
+def text_columns_of(items: pd.DataFrame) -> list[str]:
     return [c for c in items if c != "item_id" and not pd.api.types.is_numeric_dtype(items[c])]
 
 
 def item_text(items: pd.DataFrame, columns: list[str] | None = None) -> pd.Series:
     """The words on an item: its text columns in lower case, joined by commas, gaps left out."""
-    columns = columns or _text_columns(items)
+    columns = columns or text_columns_of(items)
     words = items[columns].fillna("").astype(str)
     return words.apply(lambda row: ", ".join(" ".join(v.lower().split()) for v in row if v.strip()), axis=1)
 
@@ -113,5 +118,5 @@ def make_baskets(lines: pd.DataFrame, items: pd.DataFrame, households: pd.Index)
     row = heads.index.get_indexer(lines["basket_id"])
     matrix = sparse.csr_matrix((np.ones(len(row), dtype=np.float32), (row, column)), shape=(len(heads), len(items)))
     matrix.data[:] = 1.0  # two lines of one item in one basket are one purchase
-    known = households.get_indexer(heads["household"])  # a null household is not in the index: -1
+    known = households.get_indexer(heads["household"])  # a null household is not in the index: ANONYMOUS
     return Baskets(matrix, known, heads["timestamp"].to_numpy())

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from recutils.data.schema import Baskets, Split, Store, _first_monday, make_baskets
+from recutils.data.schema import Baskets, Split, Store, first_monday, make_baskets
 from recutils.settings import SEED
 
 
@@ -31,7 +31,7 @@ def time_split(store: Store, validation_weeks: int = 4, test_weeks: int = 5, min
         raise ValueError(f"No item of {store.name} is in {min_baskets} training baskets; lower min_baskets.")
     items = store.items[warm].reset_index(drop=True)
     households = pd.Index(np.sort(lines["household_id"].dropna().unique()), name="household_id")
-    monday = _first_monday(lines["timestamp"])
+    monday = first_monday(lines["timestamp"])
     return Split(
         items,
         households,
@@ -67,10 +67,11 @@ def hide_cold_items(split: Split, share: float = 0.1, seed: int = SEED) -> Split
     return replace(split, train=hide(split.train), validation=hide(split.validation), cold=cold)
 
 
-def practice_shelf(split: Split, seed: int = SEED + 1) -> Split:
-    """A second shelf of cold items to choose on, for a split made by `hide_cold_items`.
+def cold_validation_split(split: Split, seed: int = SEED + 1) -> Split:
+    """Other cold items to choose on, for a split made by `hide_cold_items`, whose own are the test.
 
-    Another seeded tenth of the items leaves training and is marked `cold`; its sales stay in `validation`, so
-    that `cold_items(model, practice, on="validation")` can rank it. The first shelf stays hidden everywhere.
+    Another seeded tenth of the items leaves training and is marked `cold`; its sales stay in `validation`, so that
+    `cold_items(model, cold_validation_split(split), on="validation")` can rank it. The cold test items stay hidden
+    everywhere.
     """
     return replace(hide_cold_items(split, seed=seed), validation=split.validation)

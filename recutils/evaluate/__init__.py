@@ -11,7 +11,7 @@ from recutils.evaluate.metrics import (
     rank_relevant,
     recall_at_k,
 )
-from recutils.evaluate.results import fingerprint, leaderboard, origin, read_results, results_name, save_results
+from recutils.evaluate.results import fingerprint, leaderboard, provenance, read_results, results_name, save_results
 from recutils.evaluate.tasks import Evaluation, cold_items, complete_the_basket, hide_one, next_basket
 
 __all__ = [
@@ -29,7 +29,7 @@ __all__ = [
     "mrr",
     "ndcg_at_k",
     "next_basket",
-    "origin",
+    "provenance",
     "rank_relevant",
     "read_results",
     "recall_at_k",

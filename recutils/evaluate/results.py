@@ -10,7 +10,7 @@ import pandas as pd
 from recutils.settings import REPOSITORY_RESULTS, profile, results_folder
 
 
-def origin() -> dict[str, str]:
+def provenance() -> dict[str, str]:
     """What every result row says of the run that made it: `profile` and `source` (`notebook` or `long_run`)."""
     return {"profile": profile(), "source": "long_run" if profile() == "long" else "notebook"}
 

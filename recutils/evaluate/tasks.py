@@ -10,7 +10,7 @@ from scipy import sparse
 
 from recutils.data.schema import Baskets, Split
 from recutils.evaluate.metrics import METRICS, bootstrap_ci, coverage, rank_relevant
-from recutils.evaluate.results import origin
+from recutils.evaluate.results import provenance
 from recutils.models.base import Recommender, top_k, without_basket
 from recutils.settings import SEED
 
@@ -41,7 +41,7 @@ class Evaluation:
     def rows(self, chapter: str, model: str, metrics: list[str] | None = None) -> list[dict]:
         """Rows for `data/results`: a metric each, with its 95 % interval (households drawn) and catalogue coverage."""
         start = {"chapter": chapter, "model": model, "task": self.task, "split": self.on}
-        end = {"n": len(self.ranks), **origin()}
+        end = {"n": len(self.ranks), **provenance()}
         rows = []
         for metric in metrics or [f"hr@{self.k}", f"ndcg@{self.k}", "mrr"]:
             low, high = bootstrap_ci(self.values(metric), self.households)
@@ -81,7 +81,7 @@ def next_basket(model: Recommender, split: Split, k: int = 10, on: str = "test")
 
 
 def cold_items(model: Recommender, split: Split, k: int = 50, seed: int = SEED, on: str = "test") -> Evaluation:
-    """The cold shelf: hide one cold item of each basket that has one and two warm ones, rank the cold items.
+    """The cold start: hide one cold item of each basket that has one and two warm ones, rank the cold items.
 
     `split` comes from `hide_cold_items`, and `model` was fitted on its `train`; the query keeps warm items only.
     """
@@ -89,23 +89,23 @@ def cold_items(model: Recommender, split: Split, k: int = 50, seed: int = SEED, 
         raise ValueError("This split has no cold items; make one with hide_cold_items(split).")
     baskets = _period(split, on)
     warm, cold = (sparse.diags(mask.astype(np.float32)) for mask in (~split.cold, split.cold))
-    queries, shelf = (
+    queries, cold_part = (
         Baskets(sparse.csr_matrix(baskets.matrix @ part), baskets.households, baskets.timestamps)
         for part in (warm, cold)
     )
-    for part in (queries, shelf):
+    for part in (queries, cold_part):
         part.matrix.eliminate_zeros()
-    rows = (_sizes(shelf) >= 1) & (_sizes(queries) >= 2)
-    hidden = hide_one(shelf[rows], at_least=1, seed=seed)[1]
+    rows = (_sizes(cold_part) >= 1) & (_sizes(queries) >= 2)
+    hidden = hide_one(cold_part[rows], min_items=1, seed=seed)[1]
     return _evaluate(model, queries[rows], hidden, "cold_items", on, k, candidates=split.cold)
 
 
-def hide_one(baskets: Baskets, at_least: int = 3, seed: int = SEED) -> tuple[Baskets, sparse.csr_matrix]:
-    """From each basket of `at_least` items take one at random: the open baskets and the hidden items.
+def hide_one(baskets: Baskets, min_items: int = 3, seed: int = SEED) -> tuple[Baskets, sparse.csr_matrix]:
+    """From each basket of `min_items` items take one at random: the open baskets and the hidden items.
 
     Both have a row a kept basket and a column an item; a row of the second holds a single 1.
     """
-    baskets = baskets[_sizes(baskets) >= at_least]
+    baskets = baskets[_sizes(baskets) >= min_items]
     matrix = baskets.matrix.copy()
     draw = np.random.default_rng(seed).random(len(baskets))
     place = matrix.indptr[:-1] + np.floor(draw * np.diff(matrix.indptr)).astype(int)

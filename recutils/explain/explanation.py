@@ -202,8 +202,8 @@ def _fired(model: Recommender, basket: Baskets, item: int, shop: Shop) -> list[d
         return []
     which = np.flatnonzero(ruler.right == item)
     held = set(basket.matrix.indices.tolist())
-    left_sides = ruler.rules["antecedents"].to_numpy()
-    rows = ruler.rules.iloc[[r for r in which[::-1] if left_sides[r] <= held]]
+    antecedent_matrix = ruler.rules["antecedents"].to_numpy()
+    rows = ruler.rules.iloc[[r for r in which[::-1] if antecedent_matrix[r] <= held]]
     keep = ["support", "confidence", "lift"]
     return [
         {"if": [shop.names[i] for i in sorted(left)], **{k: float(v) for k, v in zip(keep, row, strict=True)}}

@@ -14,7 +14,7 @@ from torch_geometric.nn import GATConv, GCNConv, SAGEConv
 from recutils.data.schema import Baskets
 from recutils.graph.build import GraphError, as_tensor, build_item_graph, nearest
 from recutils.models.embeddings import InnerProduct
-from recutils.settings import TRAINING_SEED, repeatable, stage
+from recutils.settings import TRAINING_SEED, cached, seed_everything
 from recutils.text.encoder import best_device
 from recutils.text.training import train_steps
 
@@ -44,7 +44,7 @@ class ItemEncoder(nn.Module):
             raise GraphError(f"conv is {conv!r}; use 'gcn', 'gat', 'sage' or 'none'.")
         if features is None and not identity:
             raise GraphError("Without features and without identity all items are the same; give one of them.")
-        repeatable(seed)
+        seed_everything(seed)
         self.features: torch.Tensor | None = None
         self.enter = None if features is None else nn.Linear(features.shape[1], width)
         # Where features tell items apart, their own vectors start at 0; an item never seen moves as a negative only.
@@ -138,7 +138,7 @@ class GraphRecommender(InnerProduct):
         return other.vectors()
 
 
-@stage(libraries=LIBRARIES)
+@cached(libraries=LIBRARIES)
 def _basket_weights(
     matrix: sparse.csr_matrix,
     edges: list[sparse.csr_matrix],

@@ -13,7 +13,7 @@ from recutils.evaluate.metrics import rank_relevant
 from recutils.graph.build import GraphError, _without_diagonal, build_item_graph, strongest
 from recutils.graph.layers import LIBRARIES, ItemEncoder, _descend
 from recutils.rules.measures import pair_counts, shrunk_log_lift
-from recutils.settings import TRAINING_SEED, stage
+from recutils.settings import TRAINING_SEED, cached
 
 
 def train_link_predictor(
@@ -79,7 +79,7 @@ def new_links(before: sparse.csr_matrix, after: sparse.csr_matrix) -> sparse.csr
     return _without_diagonal(after - after.multiply(before))
 
 
-@stage(libraries=LIBRARIES)
+@cached(libraries=LIBRARIES)
 def shop_links(
     matrix: sparse.csr_matrix,
     validation: sparse.csr_matrix,

@@ -9,7 +9,7 @@ from torch.nn import functional
 from torch_geometric.nn import GAT, GCN
 
 from recutils.graph.build import GraphError, adjacency, as_tensor
-from recutils.settings import TRAINING_SEED, repeatable
+from recutils.settings import TRAINING_SEED, seed_everything
 
 
 class NodeClassifier(nn.Module):
@@ -65,7 +65,7 @@ def train_node_classifier(
         raise GraphError(f"{sizes}; the first length of all four is the number of nodes.")
     if not train.any() or not check.any() or (y[train | check] < 0).any():
         raise GraphError("train_mask and val_mask must each name nodes, and those need classes 0, 1, ...")
-    repeatable(seed)
+    seed_everything(seed)
     found = NodeClassifier(x.shape[1], int(y.max()) + 1, model)
     graph = as_tensor(adjacency(edge_index, len(x)), model)
     unit = functional.normalize(x, dim=1)

@@ -5,7 +5,7 @@ from scipy import sparse
 
 from recutils.data.schema import Baskets
 from recutils.models.base import Recommender
-from recutils.settings import TRAINING_SEED, threads
+from recutils.settings import TRAINING_SEED, n_threads
 
 
 class ALS(Recommender):
@@ -54,7 +54,7 @@ def _als(weights: sparse.csr_matrix, factors: int, regularisation: float, seed: 
 
     with threadpool_limits(1, "blas"):  # implicit has threads of its own
         model = AlternatingLeastSquares(
-            factors, regularisation, alpha=1.0, iterations=10, random_state=seed, num_threads=threads()
+            factors, regularisation, alpha=1.0, iterations=10, random_state=seed, num_threads=n_threads()
         )
         model.fit(weights.astype(np.float32), show_progress=False)
     return model.user_factors, model.item_factors

@@ -5,15 +5,15 @@ from scipy import sparse
 
 from recutils.data.schema import Baskets
 from recutils.models.base import Recommender
-from recutils.rules.firing import firing, for_items, left_sides, with_groups
-from recutils.rules.mining import association_rules
+from recutils.rules.association import association_rules
+from recutils.rules.matching import add_group_columns, antecedent_matrix, matching_rules, prune_generalised_rules
 
 
 class RuleRecommender(Recommender):
     """What the rules say: score_i = the highest confidence of a rule A -> i with all of A in the basket.
 
     Rules are mined from the training baskets (`association_rules`, one consequent); `measure` may name
-    another of their columns. With `groups` (n_items,), left sides may hold groups of items (`with_groups`).
+    another of their columns. With `groups` (n_items,), left sides may hold groups of items (`add_group_columns`).
     No rule fires: -inf. Chapter 04.
     """
 
@@ -32,18 +32,18 @@ class RuleRecommender(Recommender):
         matrix = self._seen(train)
         rules = association_rules(matrix, self.min_support, self.min_confidence, self.max_len)
         if self.groups is not None:
-            rules = for_items(rules, self.groups)
+            rules = prune_generalised_rules(rules, self.groups)
         # Weakest first, so that among the rules for one item the strongest is written last.
         self.rules = rules.sort_values(self.measure, kind="stable", ignore_index=True)
-        self.left = left_sides(self.rules, matrix.shape[1])
+        self.left = antecedent_matrix(self.rules, matrix.shape[1])
         self.right = np.array([next(iter(c)) for c in self.rules["consequents"]], dtype=int)
         self.weights = self.rules[self.measure].to_numpy(dtype=np.float32)
 
     def _score(self, queries: Baskets) -> np.ndarray:
         scores = np.full(queries.matrix.shape, -np.inf, dtype=np.float32)
-        row, rule = firing(self._seen(queries), self.left)
+        row, rule = matching_rules(self._seen(queries), self.left)
         scores[row, self.right[rule]] = self.weights[rule]
         return scores
 
     def _seen(self, baskets: Baskets) -> sparse.csr_matrix:
-        return baskets.matrix if self.groups is None else with_groups(baskets.matrix, self.groups)
+        return baskets.matrix if self.groups is None else add_group_columns(baskets.matrix, self.groups)

@@ -16,7 +16,7 @@ from recutils.models.linear import EASE
 from recutils.models.neighbours import ItemKNN, UserKNN
 from recutils.models.rules import RuleRecommender
 from recutils.ranker.candidates import Candidates, _joined, hide_in_turn, time_slot
-from recutils.settings import TRAINING_SEED, release_memory, stage, threads
+from recutils.settings import TRAINING_SEED, cached, n_threads, release_memory
 
 BATCH = 128  # queries at a time: each brings a row of all items for every member
 
@@ -241,7 +241,7 @@ def shop_ranker(
     return HybridRanker(members, labels, groups, numbers, quota=quota)
 
 
-@stage(libraries=("lightgbm",))
+@cached(libraries=("lightgbm",))
 def _grow_trees(told: np.ndarray, wanted: np.ndarray, sizes: np.ndarray, trees: int, seed: int) -> str:
     import lightgbm
 
@@ -257,7 +257,7 @@ def _grow_trees(told: np.ndarray, wanted: np.ndarray, sizes: np.ndarray, trees: 
         colsample_bytree=0.5,
         reg_lambda=5,
         max_bin=127,
-        n_jobs=threads(),
+        n_jobs=n_threads(),
         random_state=seed,
         deterministic=True,
         force_row_wise=True,

@@ -1,19 +1,19 @@
 """Frequent itemsets and association rules (chapter 04)."""
 
-from recutils.rules.firing import firing, for_items, left_sides, with_groups
+from recutils.rules.association import association_rules, frequent_itemsets, mine_itemsets
+from recutils.rules.matching import add_group_columns, antecedent_matrix, matching_rules, prune_generalised_rules
 from recutils.rules.measures import MEASURES, interest_measures, pair_counts, shrunk_log_lift
-from recutils.rules.mining import association_rules, frequent_itemsets, mine
 
 __all__ = [
     "MEASURES",
+    "add_group_columns",
+    "antecedent_matrix",
     "association_rules",
-    "firing",
-    "for_items",
     "frequent_itemsets",
     "interest_measures",
-    "left_sides",
-    "mine",
+    "matching_rules",
+    "mine_itemsets",
     "pair_counts",
+    "prune_generalised_rules",
     "shrunk_log_lift",
-    "with_groups",
 ]

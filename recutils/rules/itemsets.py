@@ -15,6 +15,7 @@ import psutil
 from numba import njit
 from scipy import sparse
 
+Level = tuple[np.ndarray, np.ndarray, np.ndarray]
 BYTES = 30  # of one itemset while it is found and put into its level; twelve of them stay
 
 
@@ -28,7 +29,7 @@ class Itemsets:
     ascend, and the rows of a level are in lexicographic order. `names` are the items' own, where columns have any.
     """
 
-    levels: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+    levels: list[Level]
     order: np.ndarray
     n_baskets: int
     names: Sequence[Hashable] | None = None
@@ -41,7 +42,7 @@ class Itemsets:
         parent, item, _ = self.levels[length - 1]
         return item[:, None] if length == 1 else np.column_stack([self.sets(length - 1)[parent], item])
 
-    def links(self) -> Iterator[np.ndarray]:
+    def subset_links(self) -> Iterator[np.ndarray]:
         """Level by level (n_k, k): the row, one level up, of the itemset without its first, second, ... last item.
 
         Without the last it is the parent. Without an earlier one it is a child of what the parent is without that
@@ -55,22 +56,22 @@ class Itemsets:
             link = np.column_stack([np.array(earlier, np.int32).T, parent])
             yield link
 
-    def best_superset(self) -> list[np.ndarray]:
+    def max_superset_count(self) -> list[np.ndarray]:
         """For each level (n_k,): the largest count among the itemsets with one item more, 0 where there is none."""
         best = [np.zeros(len(count), np.int32) for _, _, count in self.levels]
-        for k, link in enumerate(self.links()):
+        for k, link in enumerate(self.subset_links()):
             for column in link.T if k else []:
                 np.maximum.at(best[k - 1], column, self.levels[k][2])
         return best
 
-    def named(self, places: np.ndarray) -> list[frozenset]:
+    def to_frozensets(self, places: np.ndarray) -> list[frozenset]:
         """Rows of places in `order`, (n, k), as frozensets of columns, or of items where they have names."""
         labels = np.empty(len(self.order), object)
         labels[:] = [int(c) if self.names is None else self.names[c] for c in self.order]
         with _no_collection():
             return list(map(frozenset, labels[places].tolist()))
 
-    def table(self, keep: str = "all", max_len: int | None = None) -> pd.DataFrame:
+    def to_frame(self, keep: str = "all", max_len: int | None = None) -> pd.DataFrame:
         """A table with `itemset`, `length`, `count` and `support`, the shortest and then the most frequent first.
 
         `keep="closed"` leaves out itemsets with a superset, among all that were mined, in as many baskets;
@@ -79,7 +80,7 @@ class Itemsets:
         """
         if keep not in ("all", "closed", "maximal"):
             raise ValueError(f"keep is {keep!r}; use 'all', 'closed' or 'maximal'.")
-        best, parts, size = self.best_superset() if keep != "all" else [], [], 0
+        best, parts, size = self.max_superset_count() if keep != "all" else [], [], 0
         for k, (_, _, count) in enumerate(self.levels[:max_len], start=1):
             kept = np.ones(len(count), bool) if keep == "all" else best[k - 1] < (count if keep == "closed" else 1)
             rows = np.flatnonzero(kept)
@@ -88,13 +89,13 @@ class Itemsets:
         if size > (free := psutil.virtual_memory().available):
             raise MemoryError(
                 f"{sum(map(len, parts)):,} itemsets as a table need {size / 1e9:.1f} GB, with {free / 1e9:.1f} free; "
-                "keep closed or maximal ones, or take the arrays of rules.mine."
+                "keep closed or maximal ones, or take the arrays of rules.mine_itemsets."
             )
         count = np.concatenate([np.empty(0, int), *(self.levels[k][2][rows] for k, rows in enumerate(parts))])
         return pd.DataFrame(
             {
                 "itemset": pd.Series(
-                    [s for k, r in enumerate(parts) for s in self.named(self.sets(k + 1)[r])], dtype=object
+                    [s for k, r in enumerate(parts) for s in self.to_frozensets(self.sets(k + 1)[r])], dtype=object
                 ),
                 "length": np.repeat(np.arange(1, len(parts) + 1), [len(rows) for rows in parts]),
                 "count": count,
@@ -131,15 +132,13 @@ def search(
     rows = sparse.csr_matrix(matrix[:, order], dtype=np.int8)
     rows.sort_indices()
     columns = rows.tocsc()
-    baskets, ends, holders, stops = (
-        a.astype(np.int32) for a in (rows.indices, rows.indptr, columns.indices, columns.indptr)
-    )
+    baskets, holders = ((m.indices.astype(np.int32), m.indptr.astype(np.int32)) for m in (rows, columns))
     memory = psutil.virtual_memory().available // 2 if memory is None else memory
     limit = min(memory // BYTES, np.iinfo(np.int32).max)
     room = min(limit, 1 << 20)
     for _ in range(2):  # what does not fit at first is only counted, and found again with as much room as it takes
         out = (*(np.empty(room, np.int32) for _ in range(3)), np.empty(room, np.uint8))
-        n = _search(baskets, ends, holders, stops, min_count, max_len or len(order), out, limit)
+        n = _search(baskets, holders, min_count, max_len or len(order), out, limit)
         if n > limit:
             raise MemoryError(
                 f"More than {limit:,} itemsets are in {min_count} baskets, and {memory / 1e6:,.0f} MB hold no more; "
@@ -148,14 +147,18 @@ def search(
         if n <= room:
             break
         room = n
-    parent, item, count, length = (a[:n] for a in out)
+    return Itemsets(_levels(*(a[:n] for a in out)), order, matrix.shape[0])
+
+
+def _levels(parent: np.ndarray, item: np.ndarray, count: np.ndarray, length: np.ndarray) -> list[Level]:
+    """What the search found, depth first, as levels by length."""
     levels = []
-    place = np.empty(n, np.int32)  # of each itemset in its level
+    place = np.empty(len(parent), np.int32)  # of each itemset in its level
     for k in range(1, int(length.max(initial=0)) + 1):
         at = np.flatnonzero(length == k)
         levels.append((place[parent[at]] if k > 1 else np.zeros(len(at), np.int32), item[at], count[at]))
         place[at] = np.arange(len(at))
-    return Itemsets(levels, order, matrix.shape[0])
+    return levels
 
 
 @njit(cache=True, inline="always")
@@ -168,18 +171,19 @@ def _ones(word):
 
 
 @njit(cache=True)
-def _conditional(baskets, basket_ends, tids, a, min_count, n_items):
+def _conditional(baskets, tids, a, min_count, n_items):
     """The baskets `tids` that hold item a, numbered from 0 and cut down to the later items frequent with it.
 
     Returns those items, their counts, a row of bits for each (its baskets), and the size of the largest basket.
     Earlier items have had their turn.
     """
+    items, ends = baskets
     joint = np.zeros(n_items, np.int32)
     for t in tids:
-        for k in range(basket_ends[t + 1] - 1, basket_ends[t] - 1, -1):
-            if baskets[k] <= a:
+        for k in range(ends[t + 1] - 1, ends[t] - 1, -1):
+            if items[k] <= a:
                 break
-            joint[baskets[k]] += 1
+            joint[items[k]] += 1
     partners = np.flatnonzero(joint >= min_count)
     slot = np.full(n_items, -1, np.int32)
     slot[partners] = np.arange(len(partners))
@@ -187,10 +191,10 @@ def _conditional(baskets, basket_ends, tids, a, min_count, n_items):
     longest = 0
     for q in range(len(tids)):
         size = 0
-        for k in range(basket_ends[tids[q] + 1] - 1, basket_ends[tids[q]] - 1, -1):
-            if baskets[k] <= a:
+        for k in range(ends[tids[q] + 1] - 1, ends[tids[q]] - 1, -1):
+            if items[k] <= a:
                 break
-            p = slot[baskets[k]]
+            p = slot[items[k]]
             if p >= 0:
                 bits[p, q >> 6] |= np.uint64(1) << np.uint64(q & 63)
                 size += 1
@@ -199,53 +203,77 @@ def _conditional(baskets, basket_ends, tids, a, min_count, n_items):
 
 
 @njit(cache=True)
-def _search(baskets, basket_ends, holders, holder_ends, min_count, max_len, out, limit):
+def _intersect(bits, items, counts, x, end, min_count):
+    """Rows of bits for the prefix with x and each later item of its level, which ends at `end`, in the rows from there.
+
+    A row is kept where `min_count` bits are 1; returns the row behind the last one.
+    """
+    top = end
+    for y in range(x + 1, end):
+        c = 0
+        for w in range(bits.shape[1]):
+            bits[top, w] = bits[x, w] & bits[y, w]
+            c += _ones(bits[top, w])
+        if c >= min_count:
+            items[top], counts[top] = items[y], c
+            top += 1
+    return top
+
+
+@njit(cache=True)
+def _descend(conditional, max_depth, min_count, n, out, limit):
+    """All itemsets below one item, whose own row is n - 1, from its `_conditional`; returns how many there are now.
+
+    A stack of levels: each holds the items that are frequent with the prefix so far, and their rows of bits. A level
+    has fewer of them than the one above, and there are no more levels than items in a basket.
+    """
+    partners, joint, first, longest = conditional
+    parent, item, count, length = out
+    depth = min(longest, max_depth)
+    bits = np.empty((max(len(partners), 1) * max(depth, 1), first.shape[1]), np.uint64)
+    items, counts = np.empty(len(bits), np.int32), np.empty(len(bits), np.int32)
+    bits[: len(partners)], items[: len(partners)], counts[: len(partners)] = first, partners, joint
+    above, turn, end = np.empty(depth + 1, np.int32), np.empty(depth + 1, np.int32), np.empty(depth + 1, np.int32)
+    above[0], turn[0], end[0] = n - 1, 0, len(partners)
+    d = 0 if len(partners) else -1
+    while d >= 0:
+        if turn[d] == end[d]:
+            d -= 1
+            continue
+        x = turn[d]
+        turn[d] += 1
+        if n < len(parent):
+            parent[n], item[n], count[n], length[n] = above[d], items[x], counts[x], d + 2
+        n += 1
+        if n > limit:
+            return n
+        if d + 1 == depth:
+            continue
+        top = _intersect(bits, items, counts, x, end[d], min_count)
+        if top > end[d]:
+            above[d + 1], turn[d + 1], end[d + 1] = n - 1, end[d], top
+            d += 1
+    return n
+
+
+@njit(cache=True)
+def _search(baskets, holders, min_count, max_len, out, limit):
     """Go below every item in turn: (parent, item, count, length) into `out`, depth first; returns how many.
 
-    `baskets[basket_ends[t] : basket_ends[t + 1]]` are the items of basket t, ascending; `holders` likewise the
-    baskets of each item. Where `out` is full the search goes on counting, up to `limit`.
+    `baskets` = (items, ends): `items[ends[t] : ends[t + 1]]` are the items of basket t, ascending; `holders` likewise
+    the baskets of each item. Where `out` is full the search goes on counting, up to `limit`.
     """
     parent, item, count, length = out
-    n_items, n = len(holder_ends) - 1, 0
+    tids_of, ends = holders
+    n_items, n = len(ends) - 1, 0
     for a in range(n_items):
-        tids = holders[holder_ends[a] : holder_ends[a + 1]]
+        tids = tids_of[ends[a] : ends[a + 1]]
         if n < len(parent):
             parent[n], item[n], count[n], length[n] = -1, a, len(tids), 1
         n += 1
-        if max_len == 1:
-            continue
-        partners, joint, first, longest = _conditional(baskets, basket_ends, tids, a, min_count, n_items)
-        # A stack of levels. Each holds the items that are frequent with the prefix so far, and their rows of bits;
-        # a level has fewer of them than the one above, and there are no more levels than items in a basket.
-        depth, words = min(longest, max_len - 1), first.shape[1]
-        bits = np.empty((max(len(partners), 1) * max(depth, 1), words), np.uint64)
-        items, counts = np.empty(len(bits), np.int32), np.empty(len(bits), np.int32)
-        bits[: len(partners)], items[: len(partners)], counts[: len(partners)] = first, partners, joint
-        above, turn, end = np.empty(depth + 1, np.int32), np.empty(depth + 1, np.int32), np.empty(depth + 1, np.int32)
-        above[0], turn[0], end[0] = n - 1, 0, len(partners)
-        d = 0 if len(partners) else -1
-        while d >= 0:
-            if turn[d] == end[d]:
-                d -= 1
-                continue
-            x, top = turn[d], end[d]
-            turn[d] += 1
-            if n < len(parent):
-                parent[n], item[n], count[n], length[n] = above[d], items[x], counts[x], d + 2
-            n += 1
+        if max_len > 1:
+            conditional = _conditional(baskets, tids, a, min_count, n_items)
+            n = _descend(conditional, max_len - 1, min_count, n, out, limit)
             if n > limit:
                 return n
-            if d + 1 == depth:
-                continue
-            for y in range(x + 1, end[d]):  # the tid-lists of the prefix with x and of the prefix with y, cut
-                c = 0
-                for w in range(words):
-                    bits[top, w] = bits[x, w] & bits[y, w]
-                    c += _ones(bits[top, w])
-                if c >= min_count:
-                    items[top], counts[top] = items[y], c
-                    top += 1
-            if top > end[d]:
-                above[d + 1], turn[d + 1], end[d + 1] = n - 1, end[d], top
-                d += 1
     return n

@@ -8,7 +8,7 @@ from scipy import sparse
 MEASURES = ["support", "count", "confidence", "lift", "leverage", "conviction", "zhang"]
 
 
-def interest_measures(count: Any, count_left: Any, count_right: Any, n: int) -> dict[str, np.ndarray]:
+def interest_measures(count: Any, count_antecedent: Any, count_consequent: Any, n: int) -> dict[str, np.ndarray]:
     """Measures of rules A -> C from how many of `n` baskets hold A and C, A, and C.
 
     - support = P(A, C), 0..1, and `count` = n P(A, C)
@@ -20,8 +20,8 @@ def interest_measures(count: Any, count_left: Any, count_right: Any, n: int) -> 
 
     Sources: Brin et al. (1997) for lift and conviction, Piatetsky-Shapiro (1991), Zhang (2000).
     """
-    both, left, right = (np.asarray(c, dtype=float) / n for c in (count, count_left, count_right))
-    confidence = np.asarray(count, dtype=float) / count_left
+    both, left, right = (np.asarray(c, dtype=float) / n for c in (count, count_antecedent, count_consequent))
+    confidence = np.asarray(count, dtype=float) / count_antecedent
     leverage = both - left * right
     with np.errstate(divide="ignore", invalid="ignore"):
         conviction = np.where(confidence < 1, (1 - right) / (1 - confidence), np.inf)
@@ -44,9 +44,9 @@ def pair_counts(matrix: sparse.spmatrix) -> sparse.csr_matrix:
     return sparse.csr_matrix(x.T @ x)
 
 
-def shrunk_log_lift(both: Any, chance: Any) -> np.ndarray:
+def shrunk_log_lift(joint: Any, expected: Any) -> np.ndarray:
     """log((n_ij + 1) / (E_ij + 1)) with n_ij joint baskets where chance would give E_ij; float32.
 
     The ones hold back pairs of which little is known: 0 where nothing was expected and nothing seen.
     """
-    return np.log((np.asarray(both) + 1) / (np.asarray(chance) + 1)).astype(np.float32)
+    return np.log((np.asarray(joint) + 1) / (np.asarray(expected) + 1)).astype(np.float32)

@@ -27,7 +27,7 @@ from fastapi.security import APIKeyHeader
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from recutils.bundles import BundleError, make_bundle
+from recutils.bundles import BundleConstraints, BundleError, make_bundle
 from recutils.explain.explanation import explain
 from recutils.service.artifact import ArtefactError, Served, load
 from recutils.service.auth import Gate, Settings, default_folder, new_key, settings_from
@@ -292,24 +292,15 @@ async def similar(item: ItemId, desk: Entered, k: Annotated[int, Query(ge=1, le=
 
 @router.post("/bundle", responses=TROUBLE)
 async def bundle(wish: BundleWish, desk: Entered) -> Offers:
-    """A set of items that go together, around the given ones. 422 where none meets all wishes."""
+    """A set of items that go together, around the given ones. 422 where none meets all constraints."""
     now = desk.ready()
     seed = columns(now, wish.items, "body.items")
     if len(seed) >= wish.size:
         raise Refused("A bundle needs more items than it starts with.", "body.size")
 
     def work() -> list[int]:
-        return make_bundle(
-            seed.tolist(),
-            now.pairs,
-            wish.size,
-            now.kinds,
-            now.prices,
-            wish.budget,
-            now.department_codes,
-            wish.departments,
-            anchor=4,
-        )
+        constraints = BundleConstraints(now.kinds, now.prices, wish.budget, now.department_codes, wish.departments)
+        return make_bundle(seed.tolist(), now.pairs, wish.size, constraints, seed_weight=4)
 
     try:
         return offers(now, await desk.apart(work))

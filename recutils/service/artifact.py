@@ -37,7 +37,7 @@ class Served:
     """All that the service needs, fitted: the ranker and what is said of items, households and words.
 
     - `item_ids`, `names`, `departments`: str, one an item; `prices` (n_items,), nan where unknown
-    - `kinds` (n_items,): items of one kind replace each other; `pairs`: `bundles.cohesion`, for bundles
+    - `kinds` (n_items,): items of one kind replace each other; `pairs`: `bundles.pair_affinity`, for bundles
     - `similar` (n_items, n): what could replace an item, best first, -1 where nothing
     - `pseudonyms`: one a household of the ranker, see `pseudonym`
     - `word_weights`: csr (n_words, n_items), BM25's weight of each of `words` in each item's text

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from recutils.bundles import cohesion
+from recutils.bundles import pair_affinity
 from recutils.data.schema import Baskets, item_text
 from recutils.evaluate.tasks import hide_one
 from recutils.models.base import age_in_days, top_k
@@ -72,7 +72,7 @@ def assemble(
         departments=items[of_kind].fillna("").astype(str).to_list(),
         prices=np.asarray(prices, dtype=np.float64),
         kinds=np.arange(len(items)) if kinds is None else pd.factorize(np.asarray(kinds), use_na_sentinel=False)[0],
-        pairs=cohesion(train.matrix, 0.75),
+        pairs=pair_affinity(train.matrix, 0.75),
         similar=replacements(vectors, train.matrix),
         pseudonyms=[pseudonym(household, secret) for household in households][: past.shape[0]],
         past=past,
@@ -148,7 +148,7 @@ def book_shop(folder: Path, secret: bytes) -> str:
     items, texts = split.items, data.item_text(split.items).to_list()
     prices = data.item_features(store, split)["price"].to_numpy()
     del store
-    practice = data.practice_shelf(data.hide_cold_items(split)).train.matrix
+    practice = data.cold_validation_split(data.hide_cold_items(split)).train.matrix
     words = text.shop_vectors(texts, practice)
     network = graph.GraphRecommender(words).fit(split.train)
     early = split.validation.timestamps < np.datetime64(split.validation_start + pd.Timedelta(weeks=2))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recutils.settings import stage
+from recutils.settings import cached
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -46,7 +46,7 @@ def taught_again(
     return encoder, vectors
 
 
-@stage(libraries=("torch", "transformers", "tokenizers"))
+@cached(libraries=("torch", "transformers", "tokenizers"))
 def _taught_again(
     texts: list[str], matrix: "sparse.csr_matrix", more: "sparse.csr_matrix", steps: int, layers: list[int]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:

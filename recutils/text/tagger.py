@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForTokenClassification
 
-from recutils.settings import TRAINING_SEED, repeatable
+from recutils.settings import TRAINING_SEED, seed_everything
 from recutils.text.encoder import EMBEDDED, bf16, load_model, model_folder
 from recutils.text.training import train_steps, trainable
 
@@ -51,7 +51,7 @@ def train_tagger(
     The gradient of a batch is accumulated from two halves, which takes half of the memory.
     """
     labels = ["O"] + [f"{part}-{f}" for f in sorted({t[2:] for ts in tags for t in ts if t != "O"}) for part in "BI"]
-    repeatable(seed)
+    seed_everything(seed)
     model, tokenizer = load_model(model_folder(name), AutoModelForTokenClassification, num_labels=len(labels))
     model.base_model.embeddings.requires_grad_(False)
     rng = np.random.default_rng(seed)

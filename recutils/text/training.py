@@ -8,7 +8,7 @@ import torch
 from scipy import sparse
 from torch.nn import functional
 
-from recutils.settings import TRAINING_SEED, affordable, deterministic, release_memory, repeatable, stage
+from recutils.settings import TRAINING_SEED, cached, release_memory, scale_steps, seed_everything, set_deterministic
 from recutils.text.encoder import EMBEDDED, LIBRARIES, Encoder, embed, encode, load_encoder
 
 
@@ -27,7 +27,7 @@ def train_steps(
     `accumulate` losses are averaged into one update, whose gradient is cut to length `clip`. `after(step)`, called
     after each update, may return True to stop early. Returns the loss of each update.
     """
-    deterministic()
+    set_deterministic()
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01, fused=True)
     climb = max(1, round(warmup * steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -149,7 +149,7 @@ def fine_tune(
     column of the item that it lacks (n_pairs,); AdamW's parameter `groups` are what only that task needs.
     """
     rng = np.random.default_rng(seed)
-    repeatable(seed)
+    seed_everything(seed)
     encoder.model.eval().embeddings.requires_grad_(False)
     share = np.asarray(matrix.sum(axis=0)).ravel() / matrix.sum()
     log_share = torch.as_tensor(np.log(np.maximum(share, 1e-9)), dtype=torch.float32, device=encoder.device)
@@ -175,9 +175,9 @@ def shop_encoder(
 ) -> Encoder:
     """`load_encoder` and `fine_tune`, built once for these texts and baskets and kept on disk (chapters 02 to 07).
 
-    `steps=0` gives the encoder as it was; by default it learns for 150 steps, where that is `affordable`.
+    `steps=0` gives the encoder as it was; by default it is trained for `scale_steps(150)` steps.
     """
-    steps = affordable(150) if steps is None else steps
+    steps = scale_steps(150) if steps is None else steps
     weights = _weights(texts, matrix, steps, seed, name) if steps else {}  # before another encoder takes memory
     encoder = load_encoder(name)
     if weights:
@@ -193,15 +193,15 @@ def shop_vectors(
     name: str = EMBEDDED,
 ) -> np.ndarray:
     """`encode(shop_encoder(...), texts)`, kept on disk: (n_items, width)."""
-    return _vectors(texts, matrix, affordable(150) if steps is None else steps, seed, name)
+    return _vectors(texts, matrix, scale_steps(150) if steps is None else steps, seed, name)
 
 
-@stage(libraries=LIBRARIES)
+@cached(libraries=LIBRARIES)
 def _vectors(texts: list[str], matrix: sparse.csr_matrix, steps: int, seed: int, name: str) -> np.ndarray:
     return encode(shop_encoder(texts, matrix, steps, seed, name), texts)
 
 
-@stage(libraries=LIBRARIES)
+@cached(libraries=LIBRARIES)
 def _weights(texts: list[str], matrix: sparse.csr_matrix, steps: int, seed: int, name: str) -> dict[str, np.ndarray]:
     encoder = load_encoder(name)
     fine_tune(encoder, texts, matrix, steps, seed=seed)

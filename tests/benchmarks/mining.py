@@ -24,12 +24,12 @@ from recutils import rules
 file, method, support, longest = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4]) or None
 x = sparse.load_npz(file)
 if method == "ours, arrays" or method == "ours":
-    rules.mine(x[:1000], 0.1)  # the compiler's second or its cache, and its memory, before we look
+    rules.mine_itemsets(x[:1000], 0.1)  # the compiler's second or its cache, and its memory, before we look
     mine = lambda: rules.frequent_itemsets(x, support, longest)
     rows = lambda found: zip(found["itemset"], found["count"])
     if method == "ours, arrays":
-        mine = lambda: rules.mine(x, support, longest)
-        rows = lambda found: rows_of(found.table())
+        mine = lambda: rules.mine_itemsets(x, support, longest)
+        rows = lambda found: rows_of(found.to_frame())
         rows_of = lambda table: zip(table["itemset"], table["count"])
 elif method == "mlxtend fpgrowth":
     from mlxtend.frequent_patterns import fpgrowth

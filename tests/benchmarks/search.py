@@ -33,7 +33,7 @@ def main() -> None:
     """Print the table."""
     split = data.time_split(data.load_store())
     words = text.shop_vectors(
-        data.item_text(split.items).to_list(), data.practice_shelf(data.hide_cold_items(split)).train.matrix
+        data.item_text(split.items).to_list(), data.cold_validation_split(data.hide_cold_items(split)).train.matrix
     )
     asked = np.asarray(split.validation.matrix[:100] @ words)
     asked /= np.maximum(np.linalg.norm(asked, axis=1, keepdims=True), 1e-9)

@@ -1,6 +1,7 @@
 """Frequent itemsets and association rules of baskets (chapter 04)."""
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
     from recutils.rules.itemsets import Itemsets
 
 
-def mine(baskets: Any, min_support: float, max_len: int | None = None, memory: int | None = None) -> "Itemsets":
+def mine_itemsets(
+    baskets: Any, min_support: float, max_len: int | None = None, memory: int | None = None
+) -> "Itemsets":
     """All itemsets in at least `min_support` of the baskets, as compact arrays.
 
     - `baskets`: scipy.sparse 0/1 matrix (n_baskets, n_items), or an iterable of iterables of hashable items
@@ -27,13 +30,13 @@ def mine(baskets: Any, min_support: float, max_len: int | None = None, memory: i
     from recutils.rules import itemsets  # only who mines needs its compiler
 
     matrix, names = _as_matrix(baskets)
-    found = itemsets.search(matrix, _min_count(min_support, matrix.shape[0]), _check_length(max_len), memory)
+    found = itemsets.search(matrix, min_count_of(min_support, matrix.shape[0]), _check_length(max_len), memory)
     found.names = names
     return found
 
 
 def frequent_itemsets(baskets: Any, min_support: float, max_len: int | None = None, keep: str = "all") -> pd.DataFrame:
-    """All itemsets in at least `min_support` of the baskets; arguments and errors as for `mine`.
+    """All itemsets in at least `min_support` of the baskets; arguments and errors as for `mine_itemsets`.
 
     `keep="closed"`: only itemsets without a superset in as many baskets; `"maximal"`: without a frequent superset.
 
@@ -42,7 +45,7 @@ def frequent_itemsets(baskets: Any, min_support: float, max_len: int | None = No
     frequent first.
     """
     deeper = max_len + 1 if max_len is not None and keep != "all" else max_len  # supersets are one item longer
-    return mine(baskets, min_support, deeper).table(keep, max_len)
+    return mine_itemsets(baskets, min_support, deeper).to_frame(keep, max_len)
 
 
 def association_rules(
@@ -56,58 +59,78 @@ def association_rules(
 ) -> pd.DataFrame:
     """All rules antecedents -> consequents with enough support and confidence, the strongest first.
 
-    Arguments as for `mine`; `min_confidence` in 0..1; `max_len` counts both sides together; `single_consequent`
-    keeps rules with one item on the right; `best` keeps that many rules, the largest `by` a measure. Antecedents
-    are never empty.
+    Arguments as for `mine_itemsets`; `min_confidence` in 0..1; `max_len` counts both sides together;
+    `single_consequent` keeps rules with one item in the consequent; `best` keeps that many rules, the largest `by` a
+    measure. Antecedents are never empty.
 
     Returns a table with `antecedents` and `consequents` (frozensets), `support`, `count`, `confidence`,
     `lift`, `leverage`, `conviction`, `zhang` (see `interest_measures`), in falling order of the measure `by`.
-    Raises ValueError for thresholds out of range, an unknown measure and no baskets.
-
-    A larger right side leaves a smaller left side, which is in more baskets: confidence can only fall. So a right
-    side is tried only where all that lie in it have held. Source: Agrawal, Imielinski and Swami (1993); Agrawal
-    and Srikant (1994).
+    Raises ValueError for thresholds out of range, an unknown measure and no baskets. Source: Agrawal, Imielinski and
+    Swami (1993); Agrawal and Srikant (1994).
     """
     if not 0 <= min_confidence <= 1:
         raise ValueError(f"min_confidence is {min_confidence}; it is a share, from 0 to 1.")
     if by not in MEASURES:
         raise ValueError(f"{by!r} is no measure; use one of {', '.join(MEASURES)}.")
-    found = mine(baskets, min_support, max_len)
-    links = list(found.links())
-
-    def count_without(rows: np.ndarray, length: int, gone: Sequence[int]) -> np.ndarray:
-        for up, place in enumerate(sorted(gone, reverse=True)):
-            rows = links[length - 1 - up][rows, place]
-        return found.levels[length - 1 - len(gone)][2][rows]
-
-    parts = []
+    found = mine_itemsets(baskets, min_support, max_len)
+    links, parts = list(found.subset_links()), []
     for length in range(2, len(found.levels) + 1):
-        sets, count, everywhere = found.sets(length), found.levels[length - 1][2], range(length)
-        held: dict[tuple[int, ...], np.ndarray] = {}  # right side, as places in the itemset: the rows where it held
-        for size in [1] if single_consequent else range(1, length):
-            for right in combinations(everywhere, size):
-                rows = np.arange(len(sets))
-                if size > 1:
-                    if right[:-1] not in held or right[1:] not in held:
-                        continue
-                    rows = np.intersect1d(held[right[:-1]], held[right[1:]], assume_unique=True)
-                left = [place for place in everywhere if place not in right]
-                of_left = count_without(rows, length, right)
-                keep = count[rows] / of_left >= min_confidence
-                rows, of_left = rows[keep], of_left[keep]
-                if not len(rows):
-                    continue
-                held[right] = rows
-                measures = interest_measures(count[rows], of_left, count_without(rows, length, left), found.n_baskets)
-                if best is not None and len(rows) > best:
-                    top = np.lexsort((-measures["count"], -measures["confidence"], -measures[by]))[:best]
-                    rows, measures = rows[top], {name: values[top] for name, values in measures.items()}
-                sides = (found.named(sets[rows][:, list(side)]) for side in (left, right))
-                parts.append(pd.DataFrame(dict(zip(("antecedents", "consequents"), sides, strict=True)) | measures))
+        sets = found.sets(length)
+        for rule in _rules_of_length(found, links, length, min_confidence, 1 if single_consequent else length - 1):
+            rows, measures = rule.rows, rule.measures
+            if best is not None and len(rows) > best:
+                top = np.lexsort((-measures["count"], -measures["confidence"], -measures[by]))[:best]
+                rows, measures = rows[top], {name: values[top] for name, values in measures.items()}
+            sides = (found.to_frozensets(sets[rows][:, list(side)]) for side in (rule.antecedent, rule.consequent))
+            parts.append(pd.DataFrame(dict(zip(("antecedents", "consequents"), sides, strict=True)) | measures))
     if not parts:
         return pd.DataFrame(columns=["antecedents", "consequents", *MEASURES])
     rules = pd.concat(parts, ignore_index=True)
     return rules.sort_values([by, "confidence", "count"], ascending=False, kind="stable", ignore_index=True)[:best]
+
+
+@dataclass
+class _Rules:
+    """Rules whose sides are the same places of itemsets of one length: `rows` of that level, and `measures` of each."""
+
+    antecedent: list[int]
+    consequent: tuple[int, ...]
+    rows: np.ndarray
+    measures: dict[str, np.ndarray]
+
+
+def _rules_of_length(
+    found: "Itemsets", links: list[np.ndarray], length: int, min_confidence: float, largest: int
+) -> Iterator[_Rules]:
+    """Rules of `length` items with up to `largest` in the consequent that are confident enough.
+
+    A larger consequent leaves a smaller antecedent, which is in more baskets: confidence can only fall. So a
+    consequent is tried only on the rows where all that lie in it were confident enough.
+    """
+    count, places = found.levels[length - 1][2], range(length)
+    confident: dict[tuple[int, ...], np.ndarray] = {}  # consequent, as places in the itemset: rows
+
+    def count_without(rows: np.ndarray, gone: Sequence[int]) -> np.ndarray:
+        for up, place in enumerate(sorted(gone, reverse=True)):
+            rows = links[length - 1 - up][rows, place]
+        return found.levels[length - 1 - len(gone)][2][rows]
+
+    for size in range(1, largest + 1):
+        for consequent in combinations(places, size):
+            rows = np.arange(len(count))
+            if size > 1:
+                if consequent[:-1] not in confident or consequent[1:] not in confident:
+                    continue
+                rows = np.intersect1d(confident[consequent[:-1]], confident[consequent[1:]], assume_unique=True)
+            of_antecedent = count_without(rows, consequent)
+            keep = count[rows] / of_antecedent >= min_confidence
+            rows, of_antecedent = rows[keep], of_antecedent[keep]
+            if len(rows):
+                confident[consequent] = rows
+                antecedent = [place for place in places if place not in consequent]
+                of_consequent = count_without(rows, antecedent)
+                measures = interest_measures(count[rows], of_antecedent, of_consequent, found.n_baskets)
+                yield _Rules(antecedent, consequent, rows, measures)
 
 
 def _as_matrix(baskets: Any) -> tuple[sparse.csr_matrix, list[Hashable] | None]:
@@ -138,7 +161,7 @@ def _from_iterables(baskets: Iterable[Iterable[Hashable]]) -> tuple[list[Hashabl
     return list(numbers), sparse.csr_matrix((np.ones(len(columns), np.int32), columns, ends), shape=shape)
 
 
-def _min_count(min_support: float, n_baskets: int) -> int:
+def min_count_of(min_support: float, n_baskets: int) -> int:
     if not 0 < min_support <= 1:
         raise ValueError(f"min_support is {min_support}; it is a share of the baskets, above 0 and at most 1.")
     count = max(1, int(min_support * n_baskets) - 1)

@@ -1,11 +1,11 @@
-"""Which rules fire for a basket, and rules between groups of items (chapter 04)."""
+"""Which rules match a basket, and rules between groups of items (chapter 04)."""
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
 
-def left_sides(rules: pd.DataFrame, n_items: int) -> sparse.csr_matrix:
+def antecedent_matrix(rules: pd.DataFrame, n_items: int) -> sparse.csr_matrix:
     """The antecedents as a 0/1 matrix (n_items, n_rules), for rules over the columns of a basket matrix."""
     sizes = rules["antecedents"].map(len).to_numpy(dtype=int)
     column = np.fromiter((i for left in rules["antecedents"] for i in left), dtype=int, count=sizes.sum())
@@ -13,16 +13,16 @@ def left_sides(rules: pd.DataFrame, n_items: int) -> sparse.csr_matrix:
     return sparse.csr_matrix((np.ones(len(rule), np.float32), (column, rule)), shape=(n_items, len(sizes)))
 
 
-def firing(matrix: sparse.csr_matrix, left: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
-    """Which rules fire in which baskets: (basket numbers, rule numbers), in ascending order of the rules.
+def matching_rules(matrix: sparse.csr_matrix, antecedents: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+    """Which rules match which baskets: (basket numbers, rule numbers), in ascending order of the rules.
 
-    `matrix` is 0/1 (n_baskets, n_items), `left` comes from `left_sides`; a rule fires when all of its left
-    side is in the basket.
+    `matrix` is 0/1 (n_baskets, n_items), `antecedents` comes from `antecedent_matrix`; a rule matches when all of its
+    antecedent is in the basket.
     """
-    sizes = np.asarray(left.sum(axis=0)).ravel()
+    sizes = np.asarray(antecedents.sum(axis=0)).ravel()
     found = []
-    for start in range(0, matrix.shape[0], 1024):  # partly held left sides are many, so not all at once
-        held = sparse.coo_matrix(matrix[start : start + 1024] @ left)
+    for start in range(0, matrix.shape[0], 1024):  # partly held antecedents are many, so not all at once
+        held = sparse.coo_matrix(matrix[start : start + 1024] @ antecedents)
         whole = held.data == sizes[held.col]
         found.append((held.row[whole] + start, held.col[whole]))
     empty = np.empty(0, int)
@@ -31,7 +31,7 @@ def firing(matrix: sparse.csr_matrix, left: sparse.csr_matrix) -> tuple[np.ndarr
     return basket[order], rule[order]
 
 
-def with_groups(matrix: sparse.csr_matrix, groups: np.ndarray) -> sparse.csr_matrix:
+def add_group_columns(matrix: sparse.csr_matrix, groups: np.ndarray) -> sparse.csr_matrix:
     """Baskets with a column more for each group of items: 0/1 (n_baskets, n_items + n_groups).
 
     `groups` (n_items,) numbers each item's group from 0; a basket holds a group when it holds one of its items.
@@ -46,10 +46,10 @@ def with_groups(matrix: sparse.csr_matrix, groups: np.ndarray) -> sparse.csr_mat
     return sparse.hstack([matrix, held]).tocsr()
 
 
-def for_items(rules: pd.DataFrame, groups: np.ndarray) -> pd.DataFrame:
-    """Of rules over `with_groups` with one consequent, those that offer an item and say something.
+def prune_generalised_rules(rules: pd.DataFrame, groups: np.ndarray) -> pd.DataFrame:
+    """Of rules over `add_group_columns` with one consequent, those that recommend an item and are not redundant.
 
-    Left sides may hold items and groups, but neither the group of the item offered, nor an item together with its
+    Antecedents may hold items and groups, but neither the group of the item offered, nor an item together with its
     own group, nor a group of one item, which says what the item says.
     """
     n_items = len(groups)
