@@ -20,7 +20,7 @@ from recutils.explain.attribution import all_subsets
 from recutils.models.base import Recommender
 from recutils.settings import TRAINING_SEED, cached, release_memory, scale_steps, seed_everything
 from recutils.text.encoder import LIBRARIES, Encoder, best_device, encode, load_encoder, pool
-from recutils.text.training import fine_tune, train_steps
+from recutils.text.training import TrainingSettings, fine_tune, train_steps
 
 # ---------------------------------------------------------------------------------------------- a bilinear model
 
@@ -348,6 +348,7 @@ def _two_tasks(
 
     numbers = [p for head in heads.values() for p in head.parameters()]
     groups = [{"params": numbers, "lr": 2e-2, "weight_decay": 0.0}]
-    fine_tune(encoder, texts, matrix, steps, seed=seed, also=reason, groups=groups)
+    training = TrainingSettings(steps=steps, seed=seed)
+    fine_tune(encoder, texts, matrix, training, auxiliary_loss=reason, auxiliary_groups=groups)
     learned = {name: (h.weight.detach().cpu().numpy(), h.bias.detach().cpu().numpy()) for name, h in heads.items()}
     return encode(encoder, texts), learned

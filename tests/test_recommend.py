@@ -10,7 +10,7 @@ from scipy import sparse
 from sklearn.linear_model import Ridge
 from sklearn.metrics.pairwise import cosine_similarity
 
-from recutils import bundles, evaluate, models, ranker, sets
+from recutils import bundles, evaluate, models, ranker
 from recutils.data.schema import Baskets
 
 
@@ -40,7 +40,6 @@ MODELS = {
     "tifu_knn": lambda: models.TIFUKNN(neighbours=5),
     "als": lambda: models.ALS(factors=8),
     "feature_factors": lambda: models.FeatureFactors(VECTORS, factors=4),
-    "set_transformer": lambda: sets.SetTransformer(VECTORS, steps=5, width=16),
     "hybrid": hybrid,
     "embedding": lambda: models.EmbeddingRecommender(VECTORS, prior=0.1, household=0.5),
 }
@@ -418,15 +417,6 @@ def test_two_stages_beat_each_member_on_the_store(journey_split):
         alone = evaluate.complete_the_basket(member, late, on="validation")
         gain = result.values("ndcg@10") - alone.values("ndcg@10")
         assert evaluate.bootstrap_ci(gain, result.households)[0] > 0.02
-
-
-def test_the_set_transformer_learns_planted_companions(sample_split):
-    model = sets.SetTransformer(None, steps=150, width=32).fit(sample_split.train)
-    place = {name: i for i, name in enumerate(sample_split.items["name"])}
-    lift = model.score(baskets(np.eye(30), np.full(30, -1)))
-    lift = lift - lift.mean(axis=0)  # what an item adds to the others, popularity apart
-    for cause, effect in (("pasta small", "sauce small"), ("tea small", "biscuit small")):
-        assert place[effect] in np.argsort(-lift[place[cause]])[:3], (cause, effect)
 
 
 # ---------------------------------------------------------------------------------------------- bundles

@@ -1,4 +1,4 @@
-"""The encoder, its training and the tagger: known answers, agreement with the library, odd texts, broken models."""
+"""The encoder and its training: known answers, agreement with the library, odd texts, broken models."""
 
 import json
 import warnings
@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from recutils import data, evaluate, settings, text
 from recutils.text import encoder as encoder_module
-from recutils.text import tagger, training
+from recutils.text import training
 
 TEXTS = ["grocery, soft drinks, 2 ltr", "produce, bananas", "frzn ss premium entrees/dnrs, national, 9 oz", "milk"]
 
@@ -39,13 +39,13 @@ def tiny(tmp_path):
 
 def test_the_embedded_weights_are_the_originals(tmp_path):
     folder = text.model_folder()
-    text.check_weights(folder / "model.safetensors", text.EMBEDDED_SHA256)
+    encoder_module.check_weights(folder / "model.safetensors", encoder_module.DEFAULT_MODEL_SHA256)
     damaged = tmp_path / "model.safetensors"
     damaged.write_bytes((folder / "model.safetensors").read_bytes()[:-1] + b"x")
     with pytest.raises(text.ModelError, match=r"model.safetensors: SHA-256 .* reinstall"):
-        text.check_weights(damaged, text.EMBEDDED_SHA256)
+        encoder_module.check_weights(damaged, encoder_module.DEFAULT_MODEL_SHA256)
     with pytest.raises(text.ModelError, match="no file"):
-        text.check_weights(tmp_path / "nothing", text.EMBEDDED_SHA256)
+        encoder_module.check_weights(tmp_path / "nothing", encoder_module.DEFAULT_MODEL_SHA256)
 
 
 def test_a_local_model_and_its_damages(tiny):
@@ -69,7 +69,7 @@ def test_without_a_hub_the_embedded_model_steps_in_and_says_so(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.warns(text.TextWarning, match="No model hub answers and bert-base-surely-not-here"):
         found = text.load_encoder("bert-base-surely-not-here")
-    assert found.name == text.EMBEDDED and found.model.config.num_hidden_layers == 6
+    assert found.name == text.DEFAULT_MODEL and found.model.config.num_hidden_layers == 6
 
 
 def test_a_name_the_hub_does_not_know_is_an_error(monkeypatch):
@@ -134,25 +134,27 @@ def test_leave_one_out_loss_by_hand():
             query = functional.normalize(v[rest].sum(dim=0), dim=0)
             scores = 10 * v[[right, *wrong]] @ query - (0 if shares is None else shares[[right, *wrong]])
             expected.append(-torch.log_softmax(scores, dim=0)[0])
-        got = text.leave_one_out_loss(v, [np.array([0, 1, 2]), np.array([2, 3])], scale=10.0, log_share=shares)
+        got = text.leave_one_out_loss(
+            v, [np.array([0, 1, 2]), np.array([2, 3])], inverse_temperature=10.0, log_share=shares
+        )
         assert torch.isclose(got, torch.stack(expected).mean())
 
 
-def test_draw_baskets_draws_just_so_many_items():
+def test_sample_baskets_draws_just_so_many_items():
     rng = np.random.default_rng(0)
     matrix = sparse.random(200, 60, density=0.1, format="csr", random_state=0)
     rows = [set(matrix[row].indices) for row in range(200)]
     for n in (2, 17, 40):
-        columns, baskets = text.draw_baskets(matrix, n, rng, largest=5)
+        columns, baskets = text.sample_baskets(matrix, n, rng, max_size=5)
         assert len(columns) == n == len(set(columns)) and (np.diff(columns) > 0).all()
         assert np.unique(np.concatenate(baskets)).tolist() == list(range(n))
         for basket in baskets:
             assert 2 <= len(basket) == len(set(basket)) <= 5
             assert any(set(columns[basket]) <= row for row in rows)
-    few, _ = text.draw_baskets(matrix, 500, rng)  # more than there are
+    few, _ = text.sample_baskets(matrix, 500, rng)  # more than there are
     assert 50 < len(few) <= 60
     with pytest.raises(ValueError, match="No basket with two items"):
-        text.draw_baskets(sparse.identity(9, format="csr"), 4, rng)
+        text.sample_baskets(sparse.identity(9, format="csr"), 4, rng)
 
 
 def test_train_steps_warms_up_accumulates_and_stops_early():
@@ -162,15 +164,15 @@ def test_train_steps_warms_up_accumulates_and_stops_early():
 
     x, history = run(lambda x, step: (x**2).sum(), 100)
     assert len(history) == 100 and history[0] == 16 and abs(x.item()) < 0.5
-    _, early = run(lambda x, step: (x**2).sum(), 100, after=lambda step: step == 4)
+    _, early = run(lambda x, step: (x**2).sum(), 100, callback=lambda step: step == 4)
     assert len(early) == 5
     # Two batches added up make the update of their mean.
-    halves, _ = run(lambda x, step: (x * (1.0 if step % 2 else 3.0)).sum(), 6, accumulate=2)
+    halves, _ = run(lambda x, step: (x * (1.0 if step % 2 else 3.0)).sum(), 6, accumulation_steps=2)
     mean, _ = run(lambda x, step: (x * 2.0).sum(), 6)
     assert torch.isclose(halves, mean)
     # The first step of a warm-up over ten steps is a tenth as long.
-    warm, _ = run(lambda x, step: x.sum(), 1, warmup=0.0)
-    ten, _ = run(lambda x, step: x.sum(), 10, warmup=1.0, after=lambda step: True)
+    warm, _ = run(lambda x, step: x.sum(), 1, warmup_ratio=0.0)
+    ten, _ = run(lambda x, step: x.sum(), 10, warmup_ratio=1.0, callback=lambda step: True)
     assert (4 - ten.item()) / (4 - warm.item()) == pytest.approx(0.1, rel=0.05)
 
 
@@ -185,13 +187,16 @@ def test_fine_tuning_brings_planted_companions_together(sample_split):
         cosines = v @ v.T
         return np.mean([cosines[pair] for pair in pairs]) - cosines.mean()
 
+    def short(steps):
+        return text.TrainingSettings(steps=steps, batch_size=12)
+
     encoder = text.load_encoder()
     table = encoder.model.embeddings.word_embeddings.weight.clone()
     before = surplus(encoder)
-    history = text.fine_tune(encoder, names, sample_split.train.matrix, steps=15, batch=12)
+    history = text.fine_tune(encoder, names, sample_split.train.matrix, short(15))
     assert np.mean(history[-3:]) < np.mean(history[:3]) and surplus(encoder) > before + 0.05
     assert torch.equal(table, encoder.model.embeddings.word_embeddings.weight)
-    again = text.fine_tune(text.load_encoder(), names, sample_split.train.matrix, steps=3, batch=12)
+    again = text.fine_tune(text.load_encoder(), names, sample_split.train.matrix, short(3))
     assert again != history[:3]  # another schedule; the draw is the same
     assert again[0] == pytest.approx(history[0], rel=1e-3)
 
@@ -206,46 +211,6 @@ def test_the_shop_encoder_is_built_once(sample_split, tmp_path, monkeypatch):
     built = text.shop_encoder(names, matrix, steps=2)
     np.testing.assert_allclose(text.encode(built, names), first, atol=1e-5)
     assert not np.allclose(text.shop_vectors(names, matrix, steps=0), first, atol=1e-3)
-
-
-# ------------------------------------------------------------------------------------ the tagger
-
-
-def test_bio_marks_where_fields_begin():
-    words, tags = text.bio([("type", "FRZN  Pizza"), ("brand", ""), ("size", "9 OZ"), ("type", "thin")])
-    assert words == ["frzn", "pizza", "9", "oz", "thin"]
-    assert tags == ["B-type", "I-type", "B-size", "I-size", "B-type"]
-
-
-def test_spans_are_read_off_the_tags(monkeypatch):
-    tags = [["I-size", "I-size", "O", "B-type", "B-type", "I-brand"], []]
-    monkeypatch.setattr(tagger, "tag_words", lambda tagger, words: tags)
-    found = text.tag_attributes(None, ["9 OZ the pizza pie national", ""])
-    assert found == [[("size", "9 oz"), ("type", "pizza"), ("type", "pie"), ("brand", "national")], []]
-
-
-def test_a_tagger_learns_and_reads_odd_texts():
-    rng = np.random.default_rng(0)
-    kinds, brands = ["soft drinks", "white bread", "cat litter", "orange juice"], ["national", "private"]
-
-    def lines(n, sizes):
-        made = []
-        for _ in range(n):
-            fields = [("type", rng.choice(kinds)), ("brand", rng.choice(brands)), ("size", f"{rng.choice(sizes)} oz")]
-            made.append(text.bio([fields[i] for i in rng.permutation(3)]))
-        return [m[0] for m in made], [m[1] for m in made]
-
-    tagger = text.train_tagger(*lines(200, [2, 4, 6, 8]), steps=25, batch=32)
-    assert tagger.labels == ["O", "B-brand", "I-brand", "B-size", "I-size", "B-type", "I-type"]
-    words, tags = lines(40, [3, 5, 12])  # sizes never seen
-    found = text.tag_words(tagger, words)
-    assert np.mean([a == b for x, y in zip(found, tags, strict=True) for a, b in zip(x, y, strict=True)]) > 0.95
-    assert text.tag_attributes(tagger, ["private 5 oz cat litter"]) == [
-        [("brand", "private"), ("size", "5 oz"), ("type", "cat litter")]
-    ]
-    assert text.tag_words(tagger, [[], ["\u200b", "milk"]])[0] == []
-    cut = text.tag_words(tagger, [["milk"] * 5000])[0]
-    assert len(cut) == 5000 and cut[-1] == "O"
 
 
 # ------------------------------------------------------------------------------------ what the chapter promises
@@ -265,11 +230,11 @@ def test_the_chapter_keeps_its_promises():
         )
         assert found["text_prior", *basket]["low"] > popularity["high"]
         for metric in ("hr@50", "hr@10"):
-            for rival in ("text_zero_shot", "bm25"):
-                assert found["text", "cold_items", metric]["value"] > found[rival, "cold_items", metric]["value"]
-        shelf = {m: found[m, "cold_items", "hr@50"] for m in ("text", "text_zero_shot", "bm25")}
-        assert shelf["text"]["value"] > 2 * shelf["text_zero_shot"]["value"]
-        assert shelf["text"]["low"] > max(shelf["text_zero_shot"]["high"], shelf["bm25"]["high"])
+            for baseline in ("text_zero_shot", "bm25"):
+                assert found["text", "cold_items", metric]["value"] > found[baseline, "cold_items", metric]["value"]
+        cold = {m: found[m, "cold_items", "hr@50"] for m in ("text", "text_zero_shot", "bm25")}
+        assert cold["text"]["value"] > 2 * cold["text_zero_shot"]["value"]
+        assert cold["text"]["low"] > max(cold["text_zero_shot"]["high"], cold["bm25"]["high"])
     rows = json.loads((folder / "02_bert_fine_tuning.json").read_text())
     tens = {r["model"]: r for r in rows if (r["task"], r["metric"]) == ("cold_items", "hr@10")}
     assert tens["text_bm25"]["low"] > tens["bm25"]["high"]
@@ -298,7 +263,7 @@ def test_sorting_and_bf16_are_faster_than_padding(encoder, journey_split):
 
 
 def test_text_places_cold_items_better_than_chance(encoder, journey_split):
-    """Zero-shot on the cold shelf: 50 of 630 by chance is 0.08."""
+    """Zero-shot on the cold-start items: 50 of 630 by chance is 0.08."""
     from recutils.models import EmbeddingRecommender
 
     cold = data.hide_cold_items(journey_split)

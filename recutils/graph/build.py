@@ -9,7 +9,6 @@ import pandas as pd
 import torch
 from scipy import sparse
 
-from recutils.models.neighbours import keep_largest
 from recutils.rules.measures import pair_counts, shrunk_log_lift
 
 
@@ -37,18 +36,18 @@ def build_item_graph(
     for name, given in (("vectors", vectors), ("attributes", attributes)):
         if given is not None and len(given) != matrix.shape[1]:
             raise GraphError(f"{len(given)} rows of {name} for {matrix.shape[1]} items; give one an item.")
-    sold = np.asarray(matrix.sum(axis=0)).ravel().astype(float)
+    item_counts = np.asarray(matrix.sum(axis=0)).ravel().astype(float)
     counts = pair_counts(matrix)
     counts.data[counts.data < min_count] = 0
     counts.eliminate_zeros()
     counts = counts.tocoo()
-    row, column, both = counts.row, counts.col, counts.data
-    chance = sold[row] * sold[column] / matrix.shape[0]
-    keep = (row != column) & (both >= min_lift * chance)
-    weight = shrunk_log_lift(both[keep], chance[keep])
+    row, column, observed = counts.row, counts.col, counts.data
+    expected = item_counts[row] * item_counts[column] / matrix.shape[0]
+    keep = (row != column) & (observed >= min_lift * expected)
+    weight = shrunk_log_lift(observed[keep], expected[keep])
     edges = {"copurchase": sparse.csr_matrix((weight, (row[keep], column[keep])), counts.shape)}
     if vectors is not None:
-        edges["text"] = nearest(vectors, neighbours)
+        edges["text"] = nearest_neighbours(vectors, neighbours)
     if attributes is not None:
         group = attributes.groupby(list(attributes), dropna=False).ngroup().to_numpy()
         member = sparse.csr_matrix((np.ones(len(group), np.float32), (np.arange(len(group)), group)))
@@ -56,7 +55,7 @@ def build_item_graph(
     return edges
 
 
-def nearest(vectors: np.ndarray, k: int) -> sparse.csr_matrix:
+def nearest_neighbours(vectors: np.ndarray, k: int) -> sparse.csr_matrix:
     """Each row's `k` nearest others by cosine, made symmetric: csr (n, n) of cosines above 0."""
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
     parts = []
@@ -67,22 +66,15 @@ def nearest(vectors: np.ndarray, k: int) -> sparse.csr_matrix:
         values = np.take_along_axis(cosine, best, axis=1).ravel()
         rows = np.repeat(np.arange(len(best)), best.shape[1])
         parts.append(sparse.csr_matrix((values, (rows, best.ravel())), cosine.shape))
-    near = sparse.vstack(parts).tocsr()
-    near.data[near.data <= 0] = 0
-    return _without_diagonal(near.maximum(near.T))
-
-
-def strongest(edges: sparse.csr_matrix, k: int = 5) -> sparse.csr_matrix:
-    """The edges that are among the `k` heaviest of one of their two ends: symmetric csr."""
-    kept = edges.copy()
-    keep_largest(kept, k)
-    return sparse.csr_matrix(kept.maximum(kept.T))
+    edges = sparse.vstack(parts).tocsr()
+    edges.data[edges.data <= 0] = 0
+    return _without_diagonal(edges.maximum(edges.T))
 
 
 def _without_diagonal(matrix: sparse.spmatrix) -> sparse.csr_matrix:
     matrix = sparse.coo_matrix(matrix)
-    off = (matrix.row != matrix.col) & (matrix.data != 0)
-    kept = (matrix.data[off].astype(np.float32), (matrix.row[off], matrix.col[off]))
+    keep = (matrix.row != matrix.col) & (matrix.data != 0)
+    kept = (matrix.data[keep].astype(np.float32), (matrix.row[keep], matrix.col[keep]))
     return sparse.csr_matrix(kept, matrix.shape)
 
 
@@ -117,15 +109,15 @@ def normalize_adjacency(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
     return sparse.csr_matrix(scale @ loops @ scale, dtype=np.float32)
 
 
-def as_tensor(matrix: sparse.csr_matrix, kind: str = "gcn") -> torch.Tensor:
-    """What a layer of this kind multiplies by: the normalised adjacency (`gcn`), row means (`sage`), or, for `gat`,
-    the edge index (2, n_edges)."""
-    if kind == "gat":
+def as_tensor(matrix: sparse.csr_matrix, conv: str = "gcn") -> torch.Tensor:
+    """What a layer of the type `conv` needs: the normalised adjacency (`gcn`) or the adjacency with rows that sum to 1
+    (`sage`) as a sparse tensor (n, n), or the edge index (2, n_edges) (`gat`)."""
+    if conv == "gat":
         return torch.as_tensor(np.stack(matrix.nonzero())).long()
-    if kind == "sage":
-        mean = np.maximum(np.diff(matrix.indptr), 1).astype(np.float32)
+    if conv == "sage":
+        degree = np.maximum(np.diff(matrix.indptr), 1).astype(np.float32)
         matrix = sparse.csr_matrix((np.ones(matrix.nnz, np.float32), matrix.indices, matrix.indptr), matrix.shape)
-        matrix = sparse.csr_matrix(sparse.diags(1 / mean) @ matrix)
+        matrix = sparse.csr_matrix(sparse.diags(1 / degree) @ matrix)
     else:
         matrix = normalize_adjacency(matrix)
     pointers, columns = (torch.as_tensor(part).long() for part in (matrix.indptr, matrix.indices))

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch_geometric.nn import GATConv, GCNConv, SAGEConv
 
 from recutils.data.schema import Baskets
-from recutils.graph.build import GraphError, as_tensor, build_item_graph, nearest
+from recutils.graph.build import GraphError, as_tensor, build_item_graph, nearest_neighbours
 from recutils.models.embeddings import InnerProduct
 from recutils.settings import TRAINING_SEED, cached, seed_everything
 from recutils.text.encoder import best_device
@@ -22,11 +22,11 @@ LIBRARIES = ("torch", "torch-geometric")  # on which cached networks depend
 
 
 class ItemEncoder(nn.Module):
-    """Vectors of items from their features and their neighbours: h <- h + relu(sum over kinds of conv_kind(h)).
+    """Embeddings of items from their features and their neighbours: h <- h + relu(sum over edge kinds of conv(h)).
 
-    `features` (n_items, width) may be None; `identity` adds a learned vector an item; `conv` is `gcn`, `gat`,
-    `sage` or `none` (no neighbours: the same network without the graph, its honest rival). Adding h itself keeps
-    deep stacks from blurring all items into one.
+    `features` (n_items, width) may be None; `item_embedding` adds a learned ID embedding; `conv` is `gcn`, `gat`,
+    `sage` or `none` (no neighbours: the same network without the graph, its baseline). The residual connection
+    works against over-smoothing. Raises GraphError for another `conv` and where nothing tells items apart.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class ItemEncoder(nn.Module):
         features: np.ndarray | None,
         edges: Sequence[sparse.csr_matrix],
         conv: str = "gcn",
-        identity: bool = True,
+        item_embedding: bool = True,
         layers: int = 2,
         width: int = 128,
         seed: int = TRAINING_SEED,
@@ -42,100 +42,90 @@ class ItemEncoder(nn.Module):
         super().__init__()
         if conv not in ("gcn", "gat", "sage", "none"):
             raise GraphError(f"conv is {conv!r}; use 'gcn', 'gat', 'sage' or 'none'.")
-        if features is None and not identity:
-            raise GraphError("Without features and without identity all items are the same; give one of them.")
+        if features is None and not item_embedding:
+            raise GraphError("Without features and without item_embedding all items are the same; give one of them.")
         seed_everything(seed)
         self.features: torch.Tensor | None = None
-        self.enter = None if features is None else nn.Linear(features.shape[1], width)
-        # Where features tell items apart, their own vectors start at 0; an item never seen moves as a negative only.
+        self.input_proj = None if features is None else nn.Linear(features.shape[1], width)
+        # Beside features ID embeddings start at 0, so that an item without sales has no random one.
         start = 0.1 * torch.randn(edges[0].shape[0], width) * (features is None)
-        self.own = nn.Parameter(start) if identity else None
-        self.conv, kinds = conv, len(edges) if conv != "none" else 1
-        make: Callable[[], nn.Module] = {
+        self.item_embedding = nn.Parameter(start) if item_embedding else None
+        self.conv, n_kinds = conv, len(edges) if conv != "none" else 1
+        make_layer: Callable[[], nn.Module] = {
             "gcn": lambda: GCNConv(width, width, normalize=False),
             "gat": lambda: GATConv(width, width // 4, heads=4),
             "sage": lambda: SAGEConv(width, width, aggr="sum"),  # a sum over weights that are 1 / n_neighbours
             "none": lambda: nn.Linear(width, width),
         }[conv]
-        self.stack = nn.ModuleList(nn.ModuleList(make() for _ in range(kinds)) for _ in range(layers))
-        self.leave = nn.Linear(width, width)
+        self.stack = nn.ModuleList(nn.ModuleList(make_layer() for _ in range(n_kinds)) for _ in range(layers))
+        self.output_proj = nn.Linear(width, width)
         self.to(best_device())
-        self.use(edges, features)
+        self.set_graph(edges, features)
 
-    def use(self, edges: Sequence[sparse.csr_matrix], features: np.ndarray | None = None) -> None:
-        """Look at other edges, and at other features, from now on: what training learned stays."""
+    def set_graph(self, edges: Sequence[sparse.csr_matrix], features: np.ndarray | None = None) -> None:
+        """Use other edges, and other features, from now on; the learned parameters stay."""
         self.edges = [as_tensor(e, self.conv).to(self.device) for e in edges]
         if features is not None:
             self.features = torch.as_tensor(features, dtype=torch.float32, device=self.device)
 
     @property
     def device(self) -> torch.device:
-        """Where the numbers lie."""
-        return self.leave.weight.device
+        """Where the parameters are."""
+        return self.output_proj.weight.device
 
     def forward(self) -> torch.Tensor:
-        """The items' vectors, (n_items, width)."""
+        """The items' embeddings, (n_items, width)."""
         h: Any = 0.0
         layer: Any
-        if self.enter is not None:
-            h = self.enter(self.features)
-        if self.own is not None:
-            h = h + self.own
+        if self.input_proj is not None:
+            h = self.input_proj(self.features)
+        if self.item_embedding is not None:
+            h = h + self.item_embedding
         for layer in self.stack:
             if self.conv == "none":
                 h = h + functional.relu(layer[0](h))
             else:
                 h = h + functional.relu(sum(conv(h, e) for conv, e in zip(layer, self.edges, strict=True)))
-        return self.leave(h)
+        return self.output_proj(h)
 
     @torch.no_grad()
     def vectors(self) -> np.ndarray:
-        """The items' vectors as an array, (n_items, width) float32."""
+        """The items' embeddings as an array, (n_items, width) float32."""
         return self().cpu().numpy()
 
 
-def _descend(
-    parameters: Sequence[nn.Parameter],
-    loss: Callable[[], torch.Tensor],
-    steps: int,
-    after: Callable[[int], bool] | None = None,
-) -> list[float]:
-    """Chapter 02's training loop with a higher rate, ten steps of climb, and neither decay nor clipping."""
-    group = {"params": parameters, "lr": 5e-3, "weight_decay": 0.0}
-    return train_steps([group], lambda step: loss(), steps, warmup=10 / steps, after=after, clip=float("inf"))
-
-
 class GraphRecommender(InnerProduct):
-    """An `ItemEncoder` taught by baskets: score_i = q . h_i + b_i, q = sum of the basket's h_j / sqrt(their number).
+    """An `ItemEncoder` trained on baskets: score_i = q . h_i + b_i, q = sum of the basket's h_j / sqrt(their number).
 
     The graph is built from the training baskets and the nearest `features`. Each step hides one item in each of
     768 random baskets of two or more; the loss is the softmax over all items that are not in the basket, none
-    sampled. b_i starts as the logarithm of the item's baskets. What training found is kept on disk.
+    sampled. b_i starts as log(1 + the item's baskets). The trained parameters are kept on disk.
     """
 
     def __init__(
         self,
         features: np.ndarray | None,
         conv: str = "gcn",
-        identity: bool = True,
+        item_embedding: bool = True,
         steps: int = 80,
         seed: int = TRAINING_SEED,
     ) -> None:
-        self.features, self.conv, self.identity, self.steps, self.seed = features, conv, identity, steps, seed
+        self.features, self.conv, self.item_embedding = features, conv, item_embedding
+        self.steps, self.seed = steps, seed
 
     def _fit(self, train: Baskets) -> None:
         self.edges = list(build_item_graph(train.matrix, vectors=self.features).values())
-        how = (self.conv, self.identity, self.steps, self.seed)
+        how = (self.conv, self.item_embedding, self.steps, self.seed)
         state, self.bias = _basket_weights(train.matrix, self.edges, self.features, *how)
-        self.encoder = ItemEncoder(self.features, self.edges, self.conv, self.identity)
+        self.encoder = ItemEncoder(self.features, self.edges, self.conv, self.item_embedding)
         self.encoder.load_state_dict({name: torch.as_tensor(value) for name, value in state.items()})
         self.vectors = self.encoder.vectors()  # (n_items, width)
 
     def embed(self, features: np.ndarray) -> np.ndarray:
-        """Vectors (n_items, width) as if the items had these features: text edges drawn anew, nothing learned again."""
-        other = copy.copy(self.encoder)  # the same learned numbers, other eyes
-        other.use([self.edges[0], nearest(features, 10)], features)
-        return other.vectors()
+        """Embeddings (n_items, width) as if the items had these features: new text edges, no training."""
+        encoder = copy.copy(self.encoder)  # it shares the parameters
+        encoder.set_graph([self.edges[0], nearest_neighbours(features, 10)], features)
+        return encoder.vectors()
 
 
 @cached(libraries=LIBRARIES)
@@ -144,21 +134,21 @@ def _basket_weights(
     edges: list[sparse.csr_matrix],
     features: np.ndarray | None,
     conv: str,
-    identity: bool,
+    item_embedding: bool,
     steps: int,
     seed: int,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    encoder = ItemEncoder(features, edges, conv, identity, seed=seed)
-    sold = np.asarray(matrix.sum(axis=0)).ravel()
+    encoder = ItemEncoder(features, edges, conv, item_embedding, seed=seed)
+    item_counts = np.asarray(matrix.sum(axis=0)).ravel()
     device = encoder.device
-    bias = nn.Parameter(torch.as_tensor(np.log(sold + 1), dtype=torch.float32, device=device))
+    bias = nn.Parameter(torch.as_tensor(np.log(item_counts + 1), dtype=torch.float32, device=device))
     matrix = matrix[np.flatnonzero(np.diff(matrix.indptr) >= 2)]
     rng = np.random.default_rng(seed)
 
-    def loss() -> torch.Tensor:
+    def loss(step: int) -> torch.Tensor:
         rest = matrix[rng.integers(matrix.shape[0], size=768)]
         place = rest.indptr[:-1] + np.floor(rng.random(rest.shape[0]) * np.diff(rest.indptr)).astype(int)
-        hidden = torch.as_tensor(rest.indices[place], device=device).long()
+        target = torch.as_tensor(rest.indices[place], device=device).long()
         rest.data[place] = 0
         rest.eliminate_zeros()
         h, size = encoder(), np.diff(rest.indptr)
@@ -168,8 +158,9 @@ def _basket_weights(
         query = torch.zeros(len(size), h.shape[1], device=device).index_add(0, row, weight[:, None] * h[column])
         scores = query @ h.T + bias  # (768, n_items)
         scores = scores.index_put((row, column), torch.tensor(-torch.inf, device=device))  # in the basket
-        return functional.cross_entropy(scores, hidden)
+        return functional.cross_entropy(scores, target)
 
-    _descend([*encoder.parameters(), bias], loss, steps)
+    group = {"params": [*encoder.parameters(), bias], "lr": 5e-3, "weight_decay": 0.0}
+    train_steps([group], loss, steps, warmup_ratio=10 / steps, max_grad_norm=float("inf"))
     state = {name: value.cpu().numpy() for name, value in encoder.state_dict().items()}
     return state, bias.detach().cpu().numpy()

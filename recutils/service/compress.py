@@ -53,6 +53,6 @@ def _taught_again(
     from recutils import text
 
     encoder = keep_layers(text.shop_encoder(texts, matrix), layers)
-    text.fine_tune(encoder, texts, more, steps)
+    text.fine_tune(encoder, texts, more, text.TrainingSettings(steps=steps))
     weights = {name: value.cpu().numpy() for name, value in encoder.model.state_dict().items()}
     return weights, text.encode(encoder, texts)

@@ -1,16 +1,14 @@
-"""What the words on an item say: an encoder, and how the shop teaches it (chapter 02).
+"""Texts of items: a pretrained encoder, and its fine-tuning on baskets (chapter 02).
 
 Needs the extra `text` (PyTorch, transformers). Vectors have unit length, so that a dot product is a cosine."""
 
 from recutils.text.encoder import (
-    EMBEDDED,
-    EMBEDDED_SHA256,
+    DEFAULT_MODEL,
     Encoder,
     ModelError,
     TextWarning,
     best_device,
     bf16,
-    check_weights,
     embed,
     encode,
     load_encoder,
@@ -18,12 +16,11 @@ from recutils.text.encoder import (
     model_folder,
     pool,
 )
-from recutils.text.tagger import Tagger, bio, tag_attributes, tag_words, train_tagger
 from recutils.text.training import (
-    draw_baskets,
+    TrainingSettings,
     fine_tune,
     leave_one_out_loss,
-    rest_of_basket,
+    sample_baskets,
     shop_encoder,
     shop_vectors,
     train_steps,
@@ -31,17 +28,13 @@ from recutils.text.training import (
 )
 
 __all__ = [
-    "EMBEDDED",
-    "EMBEDDED_SHA256",
+    "DEFAULT_MODEL",
     "Encoder",
     "ModelError",
-    "Tagger",
     "TextWarning",
+    "TrainingSettings",
     "best_device",
     "bf16",
-    "bio",
-    "check_weights",
-    "draw_baskets",
     "embed",
     "encode",
     "fine_tune",
@@ -50,12 +43,9 @@ __all__ = [
     "load_model",
     "model_folder",
     "pool",
-    "rest_of_basket",
+    "sample_baskets",
     "shop_encoder",
     "shop_vectors",
-    "tag_attributes",
-    "tag_words",
     "train_steps",
-    "train_tagger",
     "trainable",
 ]

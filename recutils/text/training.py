@@ -1,6 +1,7 @@
-"""How the shop teaches an encoder what goes with what (chapter 02)."""
+"""Fine-tuning an encoder on the baskets of a shop (chapter 02)."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,43 +10,43 @@ from scipy import sparse
 from torch.nn import functional
 
 from recutils.settings import TRAINING_SEED, cached, release_memory, scale_steps, seed_everything, set_deterministic
-from recutils.text.encoder import EMBEDDED, LIBRARIES, Encoder, embed, encode, load_encoder
+from recutils.text.encoder import DEFAULT_MODEL, LIBRARIES, Encoder, embed, encode, load_encoder
 
 
 def train_steps(
     groups: list[dict],
     loss: Callable[[int], torch.Tensor],
     steps: int,
-    warmup: float = 0.1,
-    accumulate: int = 1,
-    after: Callable[[int], bool] | None = None,
-    clip: float = 1.0,
+    warmup_ratio: float = 0.1,
+    accumulation_steps: int = 1,
+    callback: Callable[[int], bool] | None = None,
+    max_grad_norm: float = 1.0,
 ) -> list[float]:
-    """AdamW with a learning rate that climbs over the first `warmup` of the steps, then falls to 0 in a line.
+    """AdamW with a learning rate that rises over the first `warmup_ratio` of the steps, then falls linearly to 0.
 
-    `groups` are AdamW's parameter groups, each with its `lr`; `loss(step)` draws a batch and returns its loss.
-    `accumulate` losses are averaged into one update, whose gradient is cut to length `clip`. `after(step)`, called
-    after each update, may return True to stop early. Returns the loss of each update.
+    `groups` are AdamW's parameter groups, each with its `lr`; `loss(step)` draws a batch and returns its loss. The
+    gradients of `accumulation_steps` losses are averaged into one update and clipped to the norm `max_grad_norm`.
+    `callback(step)`, called after each update with the gradients still there, may return True to stop early.
+    Returns the loss of each update.
     """
     set_deterministic()
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01, fused=True)
-    climb = max(1, round(warmup * steps))
+    warmup_steps = max(1, round(warmup_ratio * steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / climb, (steps - step) / max(1, steps - climb))
+        optimizer, lambda step: min((step + 1) / warmup_steps, (steps - step) / max(1, steps - warmup_steps))
     )
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     history = []
     for step in range(steps):
-        total = 0.0
-        for part in range(accumulate):
-            value = loss(step * accumulate + part) / accumulate
+        history.append(0.0)
+        for part in range(accumulation_steps):
+            value = loss(step * accumulation_steps + part) / accumulation_steps
             value.backward()
-            total += value.item()
-        torch.nn.utils.clip_grad_norm_(parameters, clip)
+            history[-1] += value.item()
+        torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
         optimizer.step()
         schedule.step()
-        history.append(total)
-        stop = after is not None and after(step)  # gradients are still there to be looked at
+        stop = callback is not None and callback(step)
         optimizer.zero_grad()
         if stop:
             break
@@ -62,27 +63,27 @@ def trainable(model: Any, lr: float) -> dict:
 def leave_one_out_loss(
     vectors: torch.Tensor,
     baskets: Sequence[np.ndarray],
-    scale: float = 10.0,
+    inverse_temperature: float = 10.0,
     log_share: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """In-batch softmax: from the rest of its basket, each item is to be told from the batch's other items.
 
     For item i of basket b, with q the normalised sum of the other vectors of b and j over the batch's items
-    that are not in b: loss = -log(exp(s_i) / (exp(s_i) + sum_j exp(s_j))), s_j = scale * cos(q, v_j).
+    that are not in b: loss = -log(exp(s_i) / (exp(s_i) + sum_j exp(s_j))), s_j = inverse_temperature * cos(q, v_j).
     A batch of baskets holds item j in proportion to its share p_j of all purchases; with `log_share` (n,) given,
     s_j - log p_j takes the place of s_j, which undoes that (chapter 02; Yi et al., 2019).
 
     `vectors` (n, width) of the batch's distinct items; `baskets`: arrays of two or more of their rows.
     """
     row, basket, query = rest_of_basket(vectors, baskets)
-    scores = scale * query @ vectors.T  # (n_pairs, n)
+    scores = inverse_temperature * query @ vectors.T  # (n_pairs, n)
     if log_share is not None:
         scores = scores - log_share
-    held = torch.zeros(len(baskets), len(vectors), dtype=torch.bool, device=vectors.device)
-    held[basket, row] = True
-    others = held[basket]  # (n_pairs, n): what the same basket holds is no negative
-    others[torch.arange(len(row), device=vectors.device), row] = False
-    return functional.cross_entropy(scores.masked_fill(others, -torch.inf), row)
+    in_basket = torch.zeros(len(baskets), len(vectors), dtype=torch.bool, device=vectors.device)
+    in_basket[basket, row] = True
+    ignored = in_basket[basket]  # (n_pairs, n): what the same basket holds is no negative
+    ignored[torch.arange(len(row), device=vectors.device), row] = False
+    return functional.cross_entropy(scores.masked_fill(ignored, -torch.inf), row)
 
 
 def rest_of_basket(
@@ -97,13 +98,13 @@ def rest_of_basket(
     return row, basket, functional.normalize(total[basket] - own, dim=1)
 
 
-def draw_baskets(
-    matrix: sparse.csr_matrix, n_items: int, rng: np.random.Generator, largest: int = 12
+def sample_baskets(
+    matrix: sparse.csr_matrix, n_items: int, rng: np.random.Generator, max_size: int = 12
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Random baskets of two items or more until they hold `n_items` distinct items; the last one is cut to fit.
 
     Returns the distinct columns (n,) and the baskets as arrays of places in them; of a basket larger than
-    `largest`, that many items are drawn. Fewer items come back where the baskets hold hardly more than `n_items`.
+    `max_size`, that many items are drawn. Fewer items come back where the baskets hold hardly more than `n_items`.
     Raises ValueError where no basket holds two.
     """
     baskets: list[np.ndarray] = []
@@ -114,7 +115,7 @@ def draw_baskets(
         row = int(rng.integers(matrix.shape[0]))
         items = matrix.indices[matrix.indptr[row] : matrix.indptr[row + 1]]
         if len(items) > 1:
-            basket = rng.permutation(items)[:largest]
+            basket = rng.permutation(items)[:max_size]
             new = np.cumsum([item not in seen for item in basket])  # how many of them are new, up to each
             basket = basket[new <= n_items - len(seen)]
             if len(basket) > 1:
@@ -126,44 +127,59 @@ def draw_baskets(
     return columns, [np.searchsorted(columns, basket) for basket in baskets]
 
 
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How `fine_tune` trains: distinct items a batch, the loss of `leave_one_out_loss`, and the seed of its draws."""
+
+    steps: int = 150
+    batch_size: int = 128
+    learning_rate: float = 2e-4
+    inverse_temperature: float = 10.0
+    correct_popularity: bool = True  # subtract log p_j, because popular items are negatives more often
+    seed: int = TRAINING_SEED
+
+
 def fine_tune(
     encoder: Encoder,
     texts: Sequence[str],
     matrix: sparse.csr_matrix,
-    steps: int,
-    batch: int = 128,
-    learning_rate: float = 2e-4,
-    scale: float = 10.0,
-    correct_popularity: bool = True,
-    seed: int = TRAINING_SEED,
-    after: Callable[[int], bool] | None = None,
-    also: Callable[[torch.Tensor, np.ndarray], torch.Tensor] | None = None,
-    groups: Sequence[dict] = (),
+    training: TrainingSettings,
+    callback: Callable[[int], bool] | None = None,
+    auxiliary_loss: Callable[[torch.Tensor, np.ndarray], torch.Tensor] | None = None,
+    auxiliary_groups: Sequence[dict] = (),
 ) -> list[float]:
-    """Teach the encoder, in place, what goes with what: `leave_one_out_loss` on random training baskets.
+    """Train the encoder, in place, on what goes with what: `leave_one_out_loss` on random training baskets.
 
-    `texts` has one text a column of `matrix` (n_baskets, n_items). The word-piece table stays as it is (half of
-    the numbers, nothing lost by it) and nothing is dropped out. Returns the loss of each step.
+    `texts` has one text a column of `matrix` (n_baskets, n_items). The word-piece embeddings stay as they are (half
+    of the parameters, nothing lost by it) and there is no dropout. `callback` as in `train_steps`. Returns the loss
+    of each step.
 
-    A second task is added to the loss as `also(queries, wanted)`: the rest of each basket (n_pairs, width) and the
-    column of the item that it lacks (n_pairs,); AdamW's parameter `groups` are what only that task needs.
+    A second task adds `auxiliary_loss(queries, columns)`, from the rest of each basket (n_pairs, width) and the
+    column of the item that it lacks (n_pairs,); `auxiliary_groups` are AdamW's groups of what only that task needs.
     """
-    rng = np.random.default_rng(seed)
-    seed_everything(seed)
+    rng = np.random.default_rng(training.seed)
+    seed_everything(training.seed)
     encoder.model.eval().embeddings.requires_grad_(False)
-    share = np.asarray(matrix.sum(axis=0)).ravel() / matrix.sum()
-    log_share = torch.as_tensor(np.log(np.maximum(share, 1e-9)), dtype=torch.float32, device=encoder.device)
+    log_share = _log_share(matrix, encoder.device) if training.correct_popularity else None
 
     def loss(step: int) -> torch.Tensor:
-        columns, baskets = draw_baskets(matrix, batch, rng)
+        columns, baskets = sample_baskets(matrix, training.batch_size, rng)
         vectors = embed(encoder, [texts[c] for c in columns])
-        value = leave_one_out_loss(vectors, baskets, scale, log_share[columns] if correct_popularity else None)
-        if also is not None:
+        shares = None if log_share is None else log_share[columns]
+        value = leave_one_out_loss(vectors, baskets, training.inverse_temperature, shares)
+        if auxiliary_loss is not None:
             row, _, query = rest_of_basket(vectors, baskets)
-            value = value + also(query, columns[row.cpu().numpy()])
+            value = value + auxiliary_loss(query, columns[row.cpu().numpy()])
         return value
 
-    return train_steps([trainable(encoder.model, learning_rate), *groups], loss, steps, after=after)
+    groups = [trainable(encoder.model, training.learning_rate), *auxiliary_groups]
+    return train_steps(groups, loss, training.steps, callback=callback)
+
+
+def _log_share(matrix: sparse.csr_matrix, device: torch.device) -> torch.Tensor:
+    """log p_j, the logarithm of each item's share of all purchases: (n_items,)."""
+    share = np.asarray(matrix.sum(axis=0)).ravel() / matrix.sum()
+    return torch.as_tensor(np.log(np.maximum(share, 1e-9)), dtype=torch.float32, device=device)
 
 
 def shop_encoder(
@@ -171,11 +187,11 @@ def shop_encoder(
     matrix: sparse.csr_matrix,
     steps: int | None = None,
     seed: int = TRAINING_SEED,
-    name: str = EMBEDDED,
+    name: str = DEFAULT_MODEL,
 ) -> Encoder:
     """`load_encoder` and `fine_tune`, built once for these texts and baskets and kept on disk (chapters 02 to 07).
 
-    `steps=0` gives the encoder as it was; by default it is trained for `scale_steps(150)` steps.
+    `steps=0` gives the pretrained encoder; by default it is trained for `scale_steps(150)` steps.
     """
     steps = scale_steps(150) if steps is None else steps
     weights = _weights(texts, matrix, steps, seed, name) if steps else {}  # before another encoder takes memory
@@ -190,7 +206,7 @@ def shop_vectors(
     matrix: sparse.csr_matrix,
     steps: int | None = None,
     seed: int = TRAINING_SEED,
-    name: str = EMBEDDED,
+    name: str = DEFAULT_MODEL,
 ) -> np.ndarray:
     """`encode(shop_encoder(...), texts)`, kept on disk: (n_items, width)."""
     return _vectors(texts, matrix, scale_steps(150) if steps is None else steps, seed, name)
@@ -204,5 +220,5 @@ def _vectors(texts: list[str], matrix: sparse.csr_matrix, steps: int, seed: int,
 @cached(libraries=LIBRARIES)
 def _weights(texts: list[str], matrix: sparse.csr_matrix, steps: int, seed: int, name: str) -> dict[str, np.ndarray]:
     encoder = load_encoder(name)
-    fine_tune(encoder, texts, matrix, steps, seed=seed)
+    fine_tune(encoder, texts, matrix, TrainingSettings(steps=steps, seed=seed))
     return {name: value.cpu().numpy() for name, value in encoder.model.state_dict().items()}

@@ -15,11 +15,11 @@ from recutils import data, text
 split = data.time_split(data.load_store())
 encoder, texts = text.load_encoder(), data.item_text(split.items).to_list()
 last = [time.perf_counter()]
-def after(step):
+def callback(step):
     took.append(time.perf_counter() - last[0])
     last[0] = time.perf_counter()
     return False
-text.fine_tune(encoder, texts, split.train.matrix, 10, after=after)
+text.fine_tune(encoder, texts, split.train.matrix, text.TrainingSettings(steps=10), callback=callback)
 """,
     "100 boosted trees on 100,000 rows (LightGBM)": """
 import lightgbm, numpy as np
