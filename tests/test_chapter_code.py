@@ -1,0 +1,250 @@
+"""The models that chapters 02, 03 and 05 define in their cells: known answers, toys, the recommenders' contract.
+
+The cells that define them are executed from the notebooks.
+"""
+
+import ast
+import copy
+from dataclasses import dataclass
+
+import jupytext
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import transformers
+from conftest import ROOT
+from scipy import sparse
+from sklearn.metrics import average_precision_score, roc_auc_score
+from torch import nn
+from torch.nn import functional
+
+from recutils import data, evaluate, graph, models, rules, settings, text
+from recutils.data.schema import Baskets
+
+LIBRARIES = (copy, np, torch, transformers, sparse, nn, functional)
+IMPORTS = {module.__name__.rpartition(".")[2]: module for module in LIBRARIES}
+IMPORTS |= {"np": np, "pd": pd, "dataclass": dataclass, "__name__": "__main__"}
+IMPORTS |= {m.__name__.rpartition(".")[2]: m for m in (data, evaluate, graph, models, rules, settings, text)}
+
+
+def chapter_code(name, *wanted):
+    """What the cells of a notebook define that hold one of the wanted functions or classes; only definitions run."""
+    scope, found = dict(IMPORTS), set()
+    for cell in jupytext.read(ROOT / "notebooks" / f"{name}.md").cells:
+        if cell.cell_type != "code" or cell.source.lstrip().startswith("%"):
+            continue
+        try:
+            nodes = ast.parse(cell.source).body
+        except SyntaxError:  # a cell with a magic command
+            continue
+        for node in nodes:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in wanted:
+                exec(compile(ast.Module([node], []), name, "exec"), scope)
+                found.add(node.name)
+    assert found == set(wanted), f"{name} no longer defines {set(wanted) - found}"
+    return scope
+
+
+def baskets(rows):
+    matrix = sparse.csr_matrix(np.asarray(rows, dtype=np.float32))
+    return Baskets(matrix, np.full(len(rows), -1), np.zeros(len(rows), "datetime64[ns]"))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("RECUTILS_CACHE", str(tmp_path))
+
+
+# ------------------------------------------------------------------------------------ chapter 02: the tagger
+
+
+@pytest.fixture(scope="module")
+def tagging():
+    names = ("Tagger", "bio_tags", "tokenize_words", "first_tokens", "token_loss", "load_tagger", "train_tagger")
+    names += ("predict_tags", "join_spans", "extract_attributes")
+    return chapter_code("02_bert_fine_tuning", *names)
+
+
+def test_bio_marks_where_fields_begin(tagging):
+    words, tags = tagging["bio_tags"]([("type", "FRZN  Pizza"), ("brand", ""), ("size", "9 OZ"), ("type", "thin")])
+    assert words == ["frzn", "pizza", "9", "oz", "thin"]
+    assert tags == ["B-type", "I-type", "B-size", "I-size", "B-type"]
+
+
+def test_spans_are_read_off_the_tags(tagging):
+    words = ["9", "oz", "the", "pizza", "pie", "national"]
+    tags = ["I-size", "I-size", "O", "B-type", "B-type", "I-brand"]
+    expected = [("size", "9 oz"), ("type", "pizza"), ("type", "pie"), ("brand", "national")]
+    assert tagging["join_spans"](words, tags) == expected and tagging["join_spans"]([], []) == []
+
+
+def test_a_tagger_learns_and_reads_odd_texts(tagging):
+    rng = np.random.default_rng(0)
+    kinds, brands = ["soft drinks", "white bread", "cat litter", "orange juice"], ["national", "private"]
+
+    def lines(n, sizes):
+        made = []
+        for _ in range(n):
+            fields = [("type", rng.choice(kinds)), ("brand", rng.choice(brands)), ("size", f"{rng.choice(sizes)} oz")]
+            made.append(tagging["bio_tags"]([fields[i] for i in rng.permutation(3)]))
+        return [m[0] for m in made], [m[1] for m in made]
+
+    tagger = tagging["train_tagger"](*lines(200, [2, 4, 6, 8]), steps=25, batch_size=32)
+    predict, extract = tagging["predict_tags"], tagging["extract_attributes"]
+    assert tagger.labels == ["O", "B-brand", "I-brand", "B-size", "I-size", "B-type", "I-type"]
+    words, tags = lines(40, [3, 5, 12])  # sizes never seen
+    found = predict(tagger, words)
+    assert np.mean([a == b for x, y in zip(found, tags, strict=True) for a, b in zip(x, y, strict=True)]) > 0.95
+    assert extract(tagger, ["private 5 oz cat litter", ""]) == [
+        [("brand", "private"), ("size", "5 oz"), ("type", "cat litter")],
+        [],
+    ]
+    assert predict(tagger, [[], ["\u200b", "milk"]])[0] == []
+    cut = predict(tagger, [["milk"] * 5000])[0]
+    assert len(cut) == 5000 and cut[-1] == "O"
+
+
+# ------------------------------------------------------------------------------------ chapter 03: links
+
+
+@pytest.fixture(scope="module")
+def linking():
+    names = ("new_links", "candidate_scores", "measure_ranks", "rank_links", "graded_loss", "label_loss")
+    names += ("EarlyStopping", "train_link_predictor", "strongest_edges", "link_scores", "train_link_embeddings")
+    return chapter_code("03_product_graph", *names)
+
+
+@pytest.fixture(scope="module")
+def two_worlds():
+    """Baskets of four out of either items 0-9 or 10-19: pairs of one world are bought together, others never."""
+    rng = np.random.default_rng(0)
+    world = rng.integers(2, size=800)
+    rows = np.stack([np.isin(np.arange(20), 10 * w + rng.permutation(10)[:4]) for w in world])
+    return sparse.csr_matrix(rows, dtype=np.float32)
+
+
+def test_new_links_are_those_not_known(linking):
+    before, after = (graph.adjacency(edges, 4) for edges in ([[0, 1], [1, 2]], [[0, 0, 1], [1, 2, 3]]))
+    found = linking["new_links"](before, after)
+    assert set(zip(*found.nonzero(), strict=True)) == {(0, 2), (2, 0), (1, 3), (3, 1)} and found.nnz == 4
+
+
+def test_rank_links_against_scikit_learn(linking):
+    rng, rank_links = np.random.default_rng(0), linking["rank_links"]
+    known, later = (graph.adjacency(rng.integers(40, size=(2, n)), 40) for n in (60, 90))
+    links, scores = linking["new_links"](known, later), rng.random((40, 40)).astype(np.float32)
+    table = rank_links(lambda rows: scores[rows], known, links, k=5)
+    assert list(table.index) == list(np.flatnonzero(links.getnnz(axis=1)))
+    for i, row in table.iterrows():
+        candidate = (known[i].toarray().ravel() == 0) & (np.arange(40) != i)
+        truth, own = links[i].toarray().ravel()[candidate], scores[i, candidate]
+        assert row["ap"] == pytest.approx(average_precision_score(truth, own))
+        assert row["auc"] == pytest.approx(roc_auc_score(truth, own))
+        assert row["hit"] == truth[np.argsort(-own)[:5]].max()
+    flat = rank_links(lambda rows: np.zeros((len(rows), 40)), known, links)
+    assert flat["auc"].max() == 0  # ties go against the link
+    with pytest.raises(graph.GraphError, match="no new link"):
+        rank_links(lambda rows: scores[rows], known, sparse.csr_matrix((40, 40)))
+
+
+@pytest.mark.parametrize("graded", [True, False])
+def test_link_predictor_learns_two_worlds(linking, two_worlds, graded):
+    # Pairs within a world go together 4/3 times as often as chance; without the pair 0, 1 in training
+    matrix = two_worlds[np.flatnonzero(~((two_worlds[:, 0].toarray() + two_worlds[:, 1].toarray()) == 2).ravel())]
+    edges = graph.build_item_graph(matrix, 5, 1.1)["copurchase"]
+    assert edges[0, 1] == 0 and edges[0, 2] > 0
+    encoder = graph.ItemEncoder(None, [edges], width=16)
+    loss = linking["graded_loss"](matrix) if graded else linking["label_loss"](edges)
+    losses = linking["train_link_predictor"](encoder, loss, steps=150)
+    v = encoder.vectors()
+    s = v @ v.T
+    assert losses[-1] < losses[0] and s[0, 1] > s[0, 10:].max()  # neighbours of neighbours first
+
+
+def test_the_best_state_is_kept(linking, two_worlds):
+    edges = graph.build_item_graph(two_worlds, 5, 1.1)["copurchase"]
+    encoder, seen = graph.ItemEncoder(None, [edges], width=16), []
+
+    def eval_fn(vectors):  # the first evaluation is the best, the rest are worse
+        seen.append(vectors.copy())
+        return -float(len(seen))
+
+    stopping = linking["EarlyStopping"](encoder, eval_fn, eval_every=10)
+    loss = linking["graded_loss"](two_worlds)
+    losses = linking["train_link_predictor"](encoder, loss, steps=100, callback=stopping)
+    assert len(seen) == 3 and len(losses) == 30 and not np.allclose(encoder.vectors(), seen[0])
+    stopping.restore()
+    assert np.allclose(encoder.vectors(), seen[0])
+
+
+# ------------------------------------------------------------------------------------ chapter 05: the set transformer
+
+
+@pytest.fixture(scope="module")
+def sets():
+    names = ("SetEncoder", "attention_layers", "set_scores", "pad_sets", "mask_items", "masked_item_loss")
+    names += ("train_set_encoder", "SetTransformer", "score_sets")
+    return chapter_code("05_recommendation_and_bundles", *names)
+
+
+def test_pad_sets_by_hand(sets):
+    matrix = sparse.csr_matrix(np.array([[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 0, 1]]))
+    items, mask = sets["pad_sets"](matrix)
+    assert items.tolist() == [[0, 2, 0], [0, 0, 0], [0, 1, 3]]
+    assert mask.tolist() == [[True, True, False], [False] * 3, [True] * 3]  # item 0 is an item, not a pad
+    assert sets["pad_sets"](matrix, longest=2)[0].shape == (3, 2)
+
+
+def test_mask_items_hides_one_to_half_and_splits_every_basket(sets):
+    rng = np.random.default_rng(0)
+    batch = sparse.csr_matrix((rng.random((300, 12)) < 0.4).astype(np.float32))
+    batch = batch[np.flatnonzero(np.diff(batch.indptr) >= 2)]
+    size = np.diff(batch.indptr)
+    rest, targets = sets["mask_items"](batch, rng)
+    hidden = targets.numpy() > 0
+    assert ((rest.toarray() > 0) ^ hidden == (batch.toarray() > 0)).all()  # each item is open or hidden, never both
+    assert (hidden.sum(axis=1) >= 1).all() and (hidden.sum(axis=1) <= size // 2).all()
+    assert (hidden.sum(axis=1) == size // 2)[size >= 4].any() and (hidden.sum(axis=1) == 1)[size >= 4].any()
+    assert torch.allclose(targets.sum(dim=1), torch.ones(len(size)))
+
+
+def test_the_set_transformer_keeps_the_contract(sets, sample_split, tmp_path, monkeypatch):
+    vectors = np.random.default_rng(0).normal(size=(30, 8))
+    make = lambda: sets["SetTransformer"](vectors, steps=5, width=16)  # noqa: E731
+    model, train = make(), sample_split.train
+    with pytest.raises(ValueError, match="call fit"):
+        model.score(sample_split.test)
+    assert model.fit(train) is model
+    queries, _ = evaluate.hide_one(sample_split.test)
+    scores = model.score(queries)
+    assert scores.shape == queries.matrix.shape and scores.dtype == np.float32 and not np.isnan(scores).any()
+    order = np.random.default_rng(0).permutation(len(queries))
+    np.testing.assert_allclose(model.score(queries[order]), scores[order], rtol=1e-5)
+    monkeypatch.setenv("RECUTILS_CACHE", str(tmp_path / "other"))  # trained a second time, to the same bits
+    np.testing.assert_array_equal(scores, make().fit(train).score(queries))
+    nothing = sparse.csr_matrix((2, 30), dtype=np.float32)
+    assert np.isneginf(model.score(baskets(nothing.toarray()))).all()
+    top = model.recommend(sample_split.test, k=5)
+    assert top.shape == (len(sample_split.test), 5)
+
+
+def test_the_set_transformer_reads_sets(sets, sample_split):
+    """The order of the items and the padding change nothing; an item less does."""
+    encoder = sets["SetTransformer"](None, steps=30, width=16).fit(sample_split.train).encoder
+    items, mask = torch.tensor([[0, 2, 5]]), torch.ones(1, 3, dtype=torch.bool)
+    with torch.inference_mode():
+        one, other = encoder(items, mask), encoder(items.flip(1), mask)
+        padded = encoder(functional.pad(items, (0, 2)), functional.pad(mask, (0, 2)))
+        fewer = encoder(items[:, :2], mask[:, :2])
+    change = (one - fewer).abs().max()
+    assert (one - other).abs().max() < 0.01 * change and (one - padded).abs().max() < 0.01 * change
+
+
+def test_the_set_transformer_learns_planted_companions(sets, sample_split):
+    model = sets["SetTransformer"](None, steps=150, width=32).fit(sample_split.train)
+    place = {name: i for i, name in enumerate(sample_split.items["name"])}
+    lift = model.score(baskets(np.eye(30)))
+    lift = lift - lift.mean(axis=0)  # what an item adds to the others, popularity apart
+    for cause, effect in (("pasta small", "sauce small"), ("tea small", "biscuit small")):
+        assert place[effect] in np.argsort(-lift[place[cause]])[:3], (cause, effect)
