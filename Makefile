@@ -66,6 +66,7 @@ bench: .venv/bench
 	$(BIN)/python tests/benchmarks/mining.py
 	$(BIN)/python tests/benchmarks/search.py
 	$(BIN)/python tests/benchmarks/neighbour.py
+	$(BIN)/python tests/benchmarks/million.py
 
 clean:
 	rm -rf _build .cache .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info

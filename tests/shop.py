@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from recutils import models, text
-from recutils.ranker import HybridRanker, shop_members
+from recutils.ranker import HybridRanker, RankerSettings, shop_members
 from recutils.service import artifact, auth, build, onnx_encoder
 
 SECRET = b"a secret for tests"
@@ -24,9 +24,9 @@ def small_ranker(split):
     """A `HybridRanker` with the book's nine members on the made-up shop, twelve trees, three candidates a member."""
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((len(split.items), 8)).astype(np.float32)
-    members = shop_members(vectors, models.InnerProduct(vectors, np.zeros(len(vectors), np.float32)))
+    members = shop_members(vectors, models.DotProduct(vectors, np.zeros(len(vectors), np.float32)))
     groups = split.items[["department", "name"]]
-    ranker = HybridRanker(members, split.validation, groups, quota=3, trees=12)
+    ranker = HybridRanker(members, groups, None, split.validation, RankerSettings(3, n_trees=12))
     return ranker.fit(split.train)
 
 
@@ -35,15 +35,16 @@ def export_once(folder: Path) -> Path:
     return onnx_encoder.export_onnx(text.load_encoder(), folder)
 
 
-def small_shop(split, encoder: Path, ranker=None) -> artifact.Served:
+def small_shop(split, encoder: Path, ranker=None) -> artifact.Artifact:
     """What is served from the made-up shop."""
     prices = np.where(np.arange(len(split.items)) % 7 == 0, np.nan, 2.5)
     kinds = split.items["name"].str.split().str[0]
     ranker = ranker or small_ranker(split)
-    parts = (ranker, split.items, prices, split.households.to_list(), split.train, split.validation, encoder, SECRET)
     names = split.items["name"].to_list()
     names[19] = "soap <img src=x onerror=alert(1)>"  # the page must show it as it is
-    return build.assemble(*parts, names=names, kinds=kinds)
+    households = split.households.to_list()
+    shop = build.ShopData(split.items, prices, households, split.train, split.validation, names, kinds, anonymous=True)
+    return build.assemble(ranker, shop, encoder, SECRET)
 
 
 def ask(address: str, key: str | None, body: object = None, data: bytes | None = None) -> tuple[int, dict]:
@@ -62,7 +63,7 @@ def running(folder: Path, rate: float = 1e6, wait: bool = True, secret: bytes | 
     """A service in a process of its own: its address, a key, and the process."""
     if secret is not None:
         (folder / "secret").write_text(secret.decode())
-    key = auth.new_key(folder, "tests")
+    key = auth.create_key(folder, "tests")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

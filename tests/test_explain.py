@@ -11,10 +11,37 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from chapter import definitions
 from scipy import sparse
 
-from recutils import data, explain, models, neural, ranker, text
+from recutils import data, explain, models, ranker, text
 from recutils.data.schema import Baskets
+
+DEFINED = (
+    "all_subsets",
+    "shapley_values",
+    "deletion_insertion_curves",
+    "counterfactual",
+    "BilinearRecommender",
+    "field_contributions",
+    "field_texts",
+    "field_subset_values",
+    "field_tokens",
+    "sum_by_field",
+    "integrated_gradients",
+    "attention_received",
+    "randomise_layers",
+    "fit_attribute_matcher",
+    "check_rewrite",
+    "RewriteRefused",
+    "rewrite",
+)
+
+
+@pytest.fixture(scope="module")
+def notebook():
+    """What chapter 06 defines in its cells."""
+    return definitions("06_explanation", *DEFINED)
 
 
 def baskets(matrix, households=None):
@@ -23,21 +50,26 @@ def baskets(matrix, households=None):
     return Baskets(sparse.csr_matrix(np.asarray(matrix), dtype=np.float32), owners, np.zeros(n, "M8[ns]"))
 
 
+def test_a_definition_that_the_notebook_lacks_is_missed():
+    with pytest.raises(NameError, match="06_explanation defines no offers"):
+        definitions("06_explanation", "offers")  # a variable of the notebook, which is not run
+
+
 # ---------------------------------------------------------------------------------------------- Shapley values
 
 
-def test_shapley_values_by_hand():
+def test_shapley_values_by_hand(notebook):
     """The glove game: parts 0 and 1 are left gloves, part 2 a right one; a pair is worth 1 (1/6, 1/6, 2/3)."""
-    sets = explain.all_subsets(3)
-    worths = ((sets[:, 0] | sets[:, 1]) & sets[:, 2]).astype(float)
-    np.testing.assert_allclose(explain.shapley_values(worths), [1 / 6, 1 / 6, 2 / 3])
+    sets = notebook.all_subsets(3)
+    subset_values = ((sets[:, 0] | sets[:, 1]) & sets[:, 2]).astype(float)
+    np.testing.assert_allclose(notebook.shapley_values(subset_values), [1 / 6, 1 / 6, 2 / 3])
     assert explain.occlusion(lambda s: ((s[:, 0] | s[:, 1]) & s[:, 2]).astype(float), 3).tolist() == [0, 0, 1]
 
 
-def test_shapley_values_equal_the_mean_over_all_orders():
+def test_shapley_values_equal_the_mean_over_all_orders(notebook):
     rng = np.random.default_rng(0)
-    worths = rng.random((3, 16))
-    for row, values in zip(worths, explain.shapley_values(worths), strict=True):
+    subset_values = rng.random((3, 16))
+    for row, values in zip(subset_values, notebook.shapley_values(subset_values), strict=True):
         total = np.zeros(4)
         for order in itertools.permutations(range(4)):
             before = 0
@@ -48,16 +80,16 @@ def test_shapley_values_equal_the_mean_over_all_orders():
         assert values.sum() == pytest.approx(row[-1] - row[0])
 
 
-def test_shapley_refuses_worths_that_are_no_power_of_two():
+def test_shapley_refuses_values_that_are_no_power_of_two(notebook):
     with pytest.raises(ValueError, match="one for each subset"):
-        explain.shapley_values(np.zeros(6))
+        notebook.shapley_values(np.zeros(6))
 
 
-def test_walk_takes_the_most_important_first():
-    worths = explain.all_subsets(3) @ np.array([1.0, 4.0, 2.0])  # a sum: parts worth 1, 4 and 2
-    gone, come = explain.walk(worths[None], np.array([[1.0, 4.0, 2.0]]))
+def test_deletion_and_insertion_take_the_most_important_first(notebook):
+    subset_values = notebook.all_subsets(3) @ np.array([1.0, 4.0, 2.0])  # a sum: parts worth 1, 4 and 2
+    gone, come = notebook.deletion_insertion_curves(subset_values[None], np.array([[1.0, 4.0, 2.0]]))
     assert gone.tolist() == [[7, 3, 1, 0]] and come.tolist() == [[0, 4, 6, 7]]
-    worst = explain.walk(worths[None], np.array([[-1.0, -4.0, -2.0]]))[0]
+    worst = notebook.deletion_insertion_curves(subset_values[None], np.array([[-1.0, -4.0, -2.0]]))[0]
     assert worst.tolist() == [[7, 6, 4, 0]]
 
 
@@ -65,7 +97,7 @@ def test_walk_takes_the_most_important_first():
 
 
 @pytest.fixture(scope="module")
-def shop_models(sample_split):
+def shop_models(notebook, sample_split):
     rng = np.random.default_rng(0)
     blocks = [rng.standard_normal((30, 4)), rng.standard_normal((30, 3))]
     groups = np.arange(30) % 3
@@ -73,36 +105,36 @@ def shop_models(sample_split):
         "ease": models.EASE(10.0),
         "item_knn": models.ItemKNN(None),
         "embedding": models.EmbeddingRecommender(rng.standard_normal((30, 8))),
-        "bilinear": neural.BilinearRecommender(blocks, groups, rank=2, steps=5),
+        "bilinear": notebook.BilinearRecommender(blocks, groups, rank=2, steps=5),
     }
     return {name: model.fit(sample_split.train) for name, model in fitted.items()}
 
 
 @pytest.mark.parametrize("name", ["ease", "item_knn", "embedding", "bilinear"])
-def test_exact_contributions_sum_to_the_score(shop_models, sample_split, name):
+def test_exact_contributions_sum_to_the_score(notebook, shop_models, sample_split, name):
     model = shop_models[name]
     basket = sample_split.test[int(np.argmax(np.diff(sample_split.test.matrix.indptr)))]
     item = int(np.setdiff1d(np.arange(30), basket.matrix.indices)[3])
     total = explain.basket_contributions(model, basket, item).sum()
     if name == "bilinear":
-        total += model.parts(basket, item)[-1].sum() + model.bias[item]
+        total += notebook.field_contributions(model, basket, item)[-1].sum() + model.bias[item]
     assert total == pytest.approx(float(model.score(basket)[0, item]), rel=1e-4, abs=1e-5)
 
 
-def test_for_a_sum_occlusion_and_shapley_are_the_parts(shop_models, sample_split):
+def test_for_a_sum_occlusion_and_shapley_are_the_parts(notebook, shop_models, sample_split):
     model = shop_models["ease"]
     basket = sample_split.test[int(np.argmax(np.diff(sample_split.test.matrix.indptr)))]
     item = int(np.setdiff1d(np.arange(30), basket.matrix.indices)[0])
-    worth, n = explain.basket_worth(model, basket, item), basket.matrix.nnz
+    value, n = explain.basket_value_function(model, basket, item), basket.matrix.nnz
     parts = explain.basket_contributions(model, basket, item)
-    np.testing.assert_allclose(explain.occlusion(worth, n), parts, atol=1e-5)
-    np.testing.assert_allclose(explain.shapley_values(worth(explain.all_subsets(n))), parts, atol=1e-5)
+    np.testing.assert_allclose(explain.occlusion(value, n), parts, atol=1e-5)
+    np.testing.assert_allclose(notebook.shapley_values(value(notebook.all_subsets(n))), parts, atol=1e-5)
 
 
-def test_the_bilinear_model_learns_what_goes_with_what(sample_split):
+def test_the_bilinear_model_learns_what_goes_with_what(notebook, sample_split):
     """With a block of its own for each item it has to find the planted pairs; at rank 0 no group has a matrix."""
     train = sample_split.train
-    model = neural.BilinearRecommender([np.eye(30)], np.zeros(30), rank=0, steps=150).fit(train)
+    model = notebook.BilinearRecommender([np.eye(30)], np.zeros(30), rank=0, steps=150).fit(train)
     assert not model.left.size and model.shared.shape == (60, 30)
     place = {name: i for i, name in enumerate(sample_split.items["name"])}
     lift = model.score(baskets(np.eye(30), np.full(30, -1)))
@@ -112,6 +144,9 @@ def test_the_bilinear_model_learns_what_goes_with_what(sample_split):
 
 
 # ---------------------------------------------------------------------------------------------- the ranker
+
+
+SETTINGS = ranker.RankerSettings(10, n_trees=10)
 
 
 @pytest.fixture(scope="module")
@@ -126,107 +161,110 @@ def ranked(sample_split):
     rng = np.random.default_rng(1)
     labels = baskets((rng.random((80, 30)) < 0.2).astype(int), rng.integers(40, size=80))
     groups = pd.DataFrame({"kind": np.arange(30) % 10})
-    model = ranker.HybridRanker(members, labels, groups, quota=10, trees=10).fit(sample_split.train)
+    model = ranker.HybridRanker(members, groups, None, labels, SETTINGS).fit(sample_split.train)
     names = sample_split.items["name"].tolist()
-    past = model._purchases(sample_split.train)
+    past = models.purchases(sample_split.train)
     visits = np.bincount(sample_split.train.households, minlength=past.shape[0])
     basket = np.zeros((1, 30))
     basket[0, [names.index(n) for n in ("pasta small", "bread small", "tea small")]] = 1
-    return model, explain.Shop(names, past, visits), baskets(basket, [3])
+    return model, explain.ExplanationContext(names, past, visits), baskets(basket, [3])
 
 
 def test_tree_shap_sums_to_the_score_and_equals_the_library(ranked):
     import shap
 
     model, _, basket = ranked
-    told = model.look(basket[np.zeros(4, int)], np.array([5, 8, 11, 20]))
-    values, base = explain.tree_shap(model, told)
-    raw = model.booster.predict(told.to_numpy())
+    features = model.features_for_items(basket[np.zeros(4, int)], np.array([5, 8, 11, 20]))
+    values, base = explain.tree_shap(model, features)
+    raw = model.trees.predict(features)
     np.testing.assert_allclose(values.sum(axis=1) + base, raw, atol=1e-8)
-    np.testing.assert_allclose(values, shap.TreeExplainer(model.booster).shap_values(told), atol=1e-6)
-    assert {explain.family(c) for c in told} >= {"habits", "rules", "words", "the open basket", "context"}
+    np.testing.assert_allclose(values, shap.TreeExplainer(model.trees.booster).shap_values(features), atol=1e-6)
+    assert {explain.feature_group(c) for c in features} >= {"habits", "rules", "words", "the open basket", "context"}
 
 
 def test_an_item_looked_at_scores_as_it_does_among_the_candidates(ranked):
     model, _, basket = ranked
-    scores = models.without_basket(model.score(basket).copy(), basket)[0]
+    scores = models.mask_basket(model.score(basket).copy(), basket)[0]
     best = models.top_k(scores[None], 3)[0]
-    told = model.look(basket[np.zeros(3, int)], best)
-    np.testing.assert_allclose(model.booster.predict(told.to_numpy()), scores[best], rtol=1e-5)
+    features = model.features_for_items(basket[np.zeros(3, int)], best)
+    np.testing.assert_allclose(model.trees.predict(features), scores[best], rtol=1e-5)
 
 
 def test_an_explanation_holds_only_what_was_measured(ranked, sample_split):
-    model, shop, basket = ranked
+    model, context, basket = ranked
     item = int(model.recommend(basket, 1)[0, 0])
-    found = explain.explain(model, basket, item, shop)
-    assert found.place == 1 and found.name == shop.names[item]
+    found = explain.explain(model, basket, item, context)
+    assert found.rank == 1 and found.name == context.item_names[item]
     assert found.base + sum(found.evidence.values()) == pytest.approx(found.score)
     assert found.score == pytest.approx(float(model.score(basket)[0, item]), rel=1e-5)
     assert {i for i, _, _ in found.basket} == set(basket.matrix.indices.tolist())
     theirs = sample_split.train[np.flatnonzero(sample_split.train.households == 3)]
-    assert (found.bought, found.visits) == (int(theirs.matrix[:, item].sum()), len(theirs))
+    assert (found.household_count, found.household_baskets) == (int(theirs.matrix[:, item].sum()), len(theirs))
     for rule in found.rules:
-        left = [shop.names.index(n) for n in rule["if"]]
+        left = [context.item_names.index(n) for n in rule["if"]]
         both = np.asarray(sample_split.train.matrix[:, [*left, item]].min(axis=1).todense()).ravel()
         assert rule["support"] == pytest.approx(both.mean()) and set(left) <= set(basket.matrix.indices.tolist())
     assert json.loads(json.dumps(found.to_dict()))["sentence"] == found.sentence
-    template, facts = explain.in_words(found)
+    template, facts = explain.sentence_template(found)
     assert found.sentence == template.format(*facts) and found.name in found.sentence
 
 
-def test_only_the_first_offer_says_what_would_be_offered_instead(ranked):
-    model, shop, basket = ranked
+def test_only_the_first_offer_says_what_would_be_offered_instead(notebook, ranked):
+    model, context, basket = ranked
     offers = model.recommend(basket, 3)[0]
-    found = [explain.explain(model, basket, int(i), shop) for i in offers]
-    assert [f.place for f in found] == [1, 2, 3] and found[1].instead is None and found[2].instead is None
-    change = explain.counterfactual(model, basket, most=1)
-    assert (found[0].instead is None) == (change is None)
+    found = [explain.explain(model, basket, int(i), context) for i in offers]
+    assert [f.rank for f in found] == [1, 2, 3] and found[1].counterfactual is None and found[2].counterfactual is None
+    change = notebook.counterfactual(model, basket, max_removed=1)
+    assert (found[0].counterfactual is None) == (change is None)
 
 
 def test_of_a_large_basket_the_heaviest_items_are_looked_at(ranked):
-    model, shop, _ = ranked
+    model, context, _ = ranked
     wide = baskets([[1] * 25 + [0] * 5], [3])
-    found = explain.explain(model, wide, 27, shop)
+    found = explain.explain(model, wide, 27, context)
     assert len(found.basket) == 16
     weight = np.abs(model.members["ease"].weights[:25, 27])
     assert {i for i, _, _ in found.basket} == set(np.argsort(-weight, kind="stable")[:16].tolist())
-    exact = explain.explain(model.members["ease"], wide, 27, shop)
+    exact = explain.explain(model.members["ease"], wide, 27, context)
     assert len(exact.basket) == 25 and exact.base == pytest.approx(0, abs=1e-5)
 
 
 def test_the_planted_rule_is_the_reason(ranked):
-    model, shop, basket = ranked
-    found = explain.explain(model.members["rules"], basket, shop.names.index("sauce small"), shop)
+    model, context, basket = ranked
+    found = explain.explain(model.members["rules"], basket, context.item_names.index("sauce small"), context)
     assert found.rules[0]["if"] == ["pasta small"] and found.rules[0]["confidence"] > 0.7
     assert found.basket[0][1] == "pasta small" and "pasta small" in found.sentence
 
 
 @pytest.mark.parametrize(
-    ("item", "message"), [(-1, "unknown"), (30, "unknown"), (4, "lies in the basket"), (None, "nothing to say")]
+    ("item", "message"), [(-1, "unknown"), (30, "unknown"), (4, "lies in the basket"), (None, "gives item")]
 )
 def test_what_cannot_be_explained_gets_one_clear_message(ranked, item, message):
-    model, shop, basket = ranked
+    model, context, basket = ranked
     if item is None:  # no rule speaks of it
         model = model.members["rules"]
         item = int(np.flatnonzero(np.isneginf(model.score(basket)[0]))[-1])
     with pytest.raises(ValueError, match=message):
-        explain.explain(model, basket, item, shop)
+        explain.explain(model, basket, item, context)
     with pytest.raises(ValueError, match="one at a time"):
-        explain.explain(model, basket[[0, 0]], 5, shop)
+        explain.explain(model, basket[[0, 0]], 5, context)
 
 
 def test_strangers_and_empty_baskets_get_an_explanation_too(ranked):
-    model, shop, _ = ranked
+    model, context, _ = ranked
     nobody = baskets(np.zeros((1, 30)), [-1])
-    found = explain.explain(model, nobody, int(model.recommend(nobody, 1)[0, 0]), shop)
-    assert (found.bought, found.visits, found.basket, found.instead) == (0, 0, [], None)
-    assert (found.sold, found.baskets) == (shop.past[:, found.item].sum(), shop.visits.sum())
+    found = explain.explain(model, nobody, int(model.recommend(nobody, 1)[0, 0]), context)
+    assert (found.household_count, found.household_baskets, found.basket, found.counterfactual) == (0, 0, [], None)
+    assert (found.item_count, found.n_baskets) == (
+        context.purchases[:, found.item].sum(),
+        context.household_baskets.sum(),
+    )
     last = int(np.flatnonzero(np.arange(30) != found.item)[-1])
-    assert explain.explain(model, nobody, np.int64(last), shop).to_dict()["item"] == last  # an int, ready for JSON
+    assert explain.explain(model, nobody, np.int64(last), context).to_dict()["item"] == last  # an int, ready for JSON
     assert found.sentence.startswith("We offer")
 
 
-def test_counterfactuals_are_the_smallest_and_hold(shop_models, sample_split):
+def test_counterfactuals_are_the_smallest_and_hold(notebook, shop_models, sample_split):
     model = shop_models["ease"]
     tried = 0
     for n in range(len(sample_split.test)):
@@ -234,11 +272,11 @@ def test_counterfactuals_are_the_smallest_and_hold(shop_models, sample_split):
         if not 3 <= basket.matrix.nnz <= 6:
             continue
         first = int(model.recommend(basket, 1)[0, 0])
-        found = explain.counterfactual(model, basket, most=2)
+        found = notebook.counterfactual(model, basket, max_removed=2)
         columns = basket.matrix.indices
 
         def offer(removed, basket=basket, columns=columns):
-            scores = model.score(explain.without_items(basket, ~np.isin(columns, removed)[None]))[0]
+            scores = model.score(explain.perturb_basket(basket, ~np.isin(columns, removed)[None]))[0]
             scores[columns] = -np.inf
             return int(np.argmax(scores))
 
@@ -263,36 +301,36 @@ def encoder():
 FIELDS = [["grocery", "pasta sauce", "mainstream", "private", "26 oz"], ["produce", "berries", "strawberries", "", ""]]
 
 
-def test_tokens_are_given_to_their_fields(encoder):
-    inputs, owner = neural.field_tokens(encoder, FIELDS)
+def test_tokens_are_given_to_their_fields(notebook, encoder):
+    inputs, owner = notebook.field_tokens(encoder, FIELDS)
     for row, fields in enumerate(FIELDS):
         for number, part in enumerate(fields):
             ids = inputs["input_ids"][row].cpu().numpy()[owner[row] == number]
             assert encoder.tokenizer.decode(ids) == part
-    assert neural.by_field(np.ones(owner.shape), owner, 5)[1, 3:].tolist() == [0, 0]
+    assert notebook.sum_by_field(np.ones(owner.shape), owner, 5)[1, 3:].tolist() == [0, 0]
 
 
-def test_shapley_values_of_fields_agree_with_shap(encoder):
+def test_shapley_values_of_fields_agree_with_shap(notebook, encoder):
     import shap
 
     question = text.encode(encoder, ["spaghetti", "cream"])
-    worths = neural.field_worths(lambda t: text.encode(encoder, t), question, FIELDS)
-    values = explain.shapley_values(worths)
+    subset_values = notebook.field_subset_values(lambda t: text.encode(encoder, t), question, FIELDS)
+    values = notebook.shapley_values(subset_values)
     whole = text.encode(encoder, [", ".join(f for f in row if f) for row in FIELDS])
     np.testing.assert_allclose(values.sum(axis=1), (whole * question).sum(axis=1), atol=2e-3)
     assert np.abs(values[1, 3:]).max() < 1e-6  # a field that is not there is owed nothing
 
     def score(there):
-        return text.encode(encoder, neural.field_texts(FIELDS[0], there.astype(bool))) @ question[0]
+        return text.encode(encoder, notebook.field_texts(FIELDS[0], there.astype(bool))) @ question[0]
 
     kernel = shap.KernelExplainer(score, np.zeros((1, 5)), silent=True)
     np.testing.assert_allclose(kernel.shap_values(np.ones((1, 5)), silent=True)[0], values[0], atol=5e-3)
 
 
 @torch.inference_mode()
-def _blank_and_whole(encoder, question):
+def _blank_and_whole(notebook, encoder, question):
     """The cosines of texts whose fields are all [PAD], and of the texts."""
-    inputs, owner = neural.field_tokens(encoder, FIELDS)
+    inputs, owner = notebook.field_tokens(encoder, FIELDS)
     scores = []
     for ids in (inputs["input_ids"].masked_fill(torch.as_tensor(owner >= 0), 0), inputs["input_ids"]):
         hidden = encoder.model(input_ids=ids, attention_mask=inputs["attention_mask"]).last_hidden_state
@@ -301,40 +339,40 @@ def _blank_and_whole(encoder, question):
     return scores
 
 
-def test_integrated_gradients_are_complete(encoder):
+def test_integrated_gradients_are_complete(notebook, encoder):
     """Special tokens and commas stay, so the sum is the step from the blank text's score to the whole one's."""
     question = text.encode(encoder, ["spaghetti", "cream"])
-    blank, whole = _blank_and_whole(encoder, question)
-    few, many = (neural.integrated_gradients(encoder, question, FIELDS, steps=s).sum(axis=1) for s in (16, 128))
+    blank, whole = _blank_and_whole(notebook, encoder, question)
+    few, many = (notebook.integrated_gradients(encoder, question, FIELDS, steps=s).sum(axis=1) for s in (16, 128))
     np.testing.assert_allclose(many, whole - blank, atol=0.02)
     np.testing.assert_allclose(few, many, atol=0.05)
-    assert np.abs(neural.integrated_gradients(encoder, question, FIELDS)[1, 3:]).max() == 0
+    assert np.abs(notebook.integrated_gradients(encoder, question, FIELDS)[1, 3:]).max() == 0
 
 
-def test_attention_hears_no_question_and_leaves_the_encoder_as_it_was(encoder):
+def test_attention_hears_no_question_and_leaves_the_encoder_as_it_was(notebook, encoder):
     before = encoder.model.config._attn_implementation
-    received = neural.attention_received(encoder, FIELDS)
+    received = notebook.attention_received(encoder, FIELDS)
     assert (received >= 0).all() and (received.sum(axis=1) < 1).all() and received[1, 3] == 0
     assert encoder.model.config._attn_implementation == before
 
 
-def test_randomised_layers_are_new_and_the_others_are_not(encoder):
-    other = neural.randomised(encoder, 2)
+def test_randomised_layers_are_new_and_the_others_are_not(notebook, encoder):
+    other = notebook.randomise_layers(encoder, 2)
     for depth, (old, new) in enumerate(zip(encoder.model.encoder.layer, other.model.encoder.layer, strict=True)):
         same = bool((old.attention.self.query.weight == new.attention.self.query.weight).all())
         assert same == (depth < len(encoder.model.encoder.layer) - 2)
 
 
-def test_the_second_task_learns_the_reason(sample_split):
+def test_the_second_task_learns_the_reason(notebook, sample_split):
     """Two steps are no training; that it starts at what is usual, and moves, can be seen."""
     texts = data.item_text(sample_split.items).to_list()
     attributes = pd.DataFrame({"kind": [t.split()[-2] for t in texts]})
-    matcher = neural.attribute_matcher(texts, sample_split.train.matrix, attributes, weight=1.0, steps=2)
-    usual = matcher.usual["kind"]
-    chances = matcher.chances(sample_split.test.matrix)["kind"]
+    matcher = notebook.fit_attribute_matcher(texts, sample_split.train.matrix, attributes, weight=1.0, steps=2)
+    usual = matcher.reference["kind"]
+    chances = matcher.probabilities(sample_split.test.matrix)["kind"]
     np.testing.assert_allclose(chances.sum(axis=1), 1, rtol=1e-5)
     assert 0 < np.abs(chances - usual).max() < 0.3
-    found = matcher.matches(sample_split.test.matrix[:1], 4)
+    found = matcher.lift(sample_split.test.matrix[:1], 4)
     assert found["kind"] == pytest.approx(chances[0, matcher.codes["kind"][4]] / usual[matcher.codes["kind"][4]])
 
 
@@ -350,8 +388,8 @@ TEMPLATE, FACTS = "We offer {0}: it fits {1} in your basket.", ["pasta sauce, 26
         "Maybe we offer {0}? It fits {1}, here in your basket, too.",
     ],
 )
-def test_a_faithful_rewrite_is_filled_with_the_facts(answer):
-    assert explain.check_rewrite(answer, TEMPLATE, FACTS) == answer.format(*FACTS)
+def test_a_faithful_rewrite_is_filled_with_the_facts(notebook, answer):
+    assert notebook.check_rewrite(answer, TEMPLATE, FACTS) == answer.format(*FACTS)
 
 
 @pytest.mark.parametrize(
@@ -381,9 +419,9 @@ def test_a_faithful_rewrite_is_filled_with_the_facts(answer):
         ("We offer {0}: it fits {1} in each basket.", "each"),
     ],
 )
-def test_a_rewrite_that_adds_drops_or_moves_a_fact_is_refused(answer, why):
-    with pytest.raises(explain.RewriteRefused, match=why.replace("'", ".")):
-        explain.check_rewrite(answer, TEMPLATE, FACTS)
+def test_a_rewrite_that_adds_drops_or_moves_a_fact_is_refused(notebook, answer, why):
+    with pytest.raises(notebook.RewriteRefused, match=why.replace("'", ".")):
+        notebook.check_rewrite(answer, TEMPLATE, FACTS)
 
 
 @pytest.fixture
@@ -421,16 +459,16 @@ def said(content):
 def found():
     parts = [(4, "spaghetti, 16 oz", 0.4)]
     found = explain.Explanation(5, FACTS[0], 1, 1.0, 0.6, {}, parts, [], 0, 0, 9, 90, {}, None)
-    template, facts = explain.in_words(found)
+    template, facts = explain.sentence_template(found)
     found.sentence = template.format(*facts)
     return found
 
 
-def test_the_endpoint_sees_no_fact_and_its_faithful_words_are_used(endpoint, found):
+def test_the_endpoint_sees_no_fact_and_its_faithful_words_are_used(notebook, endpoint, found):
     assert found.sentence == "We offer pasta sauce, 26 oz: spaghetti, 16 oz in your basket speaks for it."
     endpoint["raw"] = said("May we offer {0}? The {1} in your basket speaks for it.")
     expected = "May we offer pasta sauce, 26 oz? The spaghetti, 16 oz in your basket speaks for it."
-    assert explain.rewrite(found) == (expected, None)
+    assert notebook.rewrite(found) == (expected, None)
     assert endpoint["path"] == "/v1/chat/completions" and endpoint["key"] == "Bearer not-a-key"
     assert "spaghetti" not in json.dumps(endpoint["heard"]) and "{0}" in json.dumps(endpoint["heard"])
 
@@ -440,14 +478,17 @@ def test_the_endpoint_sees_no_fact_and_its_faithful_words_are_used(endpoint, fou
     [
         ({"basket": []}, "9 of 90 baskets held it"),
         ({"evidence": {"words": 0.9, "context": -0.8}}, "9 of 90 baskets held it"),
-        ({"evidence": {"habits": 0.5}, "bought": 3, "visits": 8}, "you had it in 3 of your 8 baskets"),
-        ({"evidence": {"habits": -0.5}, "bought": 3, "visits": 8}, "9 of 90"),
+        (
+            {"evidence": {"habits": 0.5}, "household_count": 3, "household_baskets": 8},
+            "you had it in 3 of your 8 baskets",
+        ),
+        ({"evidence": {"habits": -0.5}, "household_count": 3, "household_baskets": 8}, "9 of 90"),
         ({"evidence": {"rules": 1.0}, "rules": [{"if": ["a"], "confidence": 0.06, "lift": 0.8}]}, "9 of 90"),
         ({"evidence": {"rules": 1.0}, "rules": [{"if": ["a"], "confidence": 0.06, "lift": 2}]}, "with a, 6% hold it"),
     ],
 )
 def test_a_sentence_says_what_speaks_for_the_item_and_was_measured(found, change, said):
-    template, facts = explain.in_words(dataclasses.replace(found, **change))
+    template, facts = explain.sentence_template(dataclasses.replace(found, **change))
     assert said in template.format(*facts)
 
 
@@ -468,16 +509,16 @@ def test_a_sentence_says_what_speaks_for_the_item_and_was_measured(found, change
         ({"raw": b"[" * 60_000}, "expected form"),
     ],
 )
-def test_whatever_the_endpoint_does_the_sentence_stands(endpoint, found, state, why):
+def test_whatever_the_endpoint_does_the_sentence_stands(notebook, endpoint, found, state, why):
     endpoint.update(state)
-    sentence, reason = explain.rewrite(found, timeout=0.3)
+    sentence, reason = notebook.rewrite(found, timeout=0.3)
     assert sentence == found.sentence and why in reason
 
 
-def test_without_an_endpoint_or_with_an_open_one_nothing_is_sent(found, monkeypatch):
+def test_without_an_endpoint_or_with_an_open_one_nothing_is_sent(notebook, found, monkeypatch):
     monkeypatch.delenv("RECUTILS_LLM_URL", raising=False)
-    assert "no endpoint" in explain.rewrite(found)[1]
+    assert "no endpoint" in notebook.rewrite(found)[1]
     monkeypatch.setenv("RECUTILS_LLM_URL", "http://example.org/v1")
-    assert "not https" in explain.rewrite(found)[1]
+    assert "not https" in notebook.rewrite(found)[1]
     monkeypatch.setenv("RECUTILS_LLM_URL", "http://127.0.0.1:9/v1")
-    assert "did not answer" in explain.rewrite(found)[1]
+    assert "did not answer" in notebook.rewrite(found)[1]

@@ -1,5 +1,6 @@
 """One contract for every recommender, and each model against a known answer."""
 
+import tracemalloc
 from dataclasses import replace
 from itertools import combinations
 
@@ -7,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
+from sklearn.base import clone
 from sklearn.linear_model import Ridge
 from sklearn.metrics.pairwise import cosine_similarity
 
@@ -20,12 +22,12 @@ def hybrid():
         "ease": models.EASE(10.0),
         "text": models.EmbeddingRecommender(VECTORS, prior=0.1),
         "recency": models.HouseholdRecency(),
-        "own_baskets": models.OwnBaskets(),
+        "own_baskets": models.HouseholdSessionKNN(),
     }
     rng = np.random.default_rng(1)
     labels = baskets((rng.random((80, 30)) < 0.2).astype(int), rng.integers(40, size=80))
     groups = pd.DataFrame({"kind": np.arange(30) % 10})
-    return ranker.HybridRanker(members, labels, groups, quota=10, trees=10)
+    return ranker.HybridRanker(members, groups, None, labels, ranker.RankerSettings(10, n_trees=10))
 
 
 MODELS = {
@@ -35,7 +37,7 @@ MODELS = {
     "ease": lambda: models.EASE(regularisation=10.0),
     "rules": lambda: models.RuleRecommender(min_support=0.01, min_confidence=0.05),
     "recency": models.HouseholdRecency,
-    "own_baskets": models.OwnBaskets,
+    "own_baskets": models.HouseholdSessionKNN,
     "user_knn": lambda: models.UserKNN(neighbours=10),
     "tifu_knn": lambda: models.TIFUKNN(neighbours=5),
     "als": lambda: models.ALS(factors=8),
@@ -245,8 +247,8 @@ def test_predicted_popularity_is_ridge_regression(sample_split):
     emptied = replace(sample_split.train, matrix=sparse.csr_matrix(sample_split.train.matrix @ hidden))
     model = models.EmbeddingRecommender(VECTORS, prior=1.0).fit(emptied)
     sold = np.asarray(emptied.matrix.sum(axis=0)).ravel() > 0
-    ridge = Ridge(alpha=1.0, fit_intercept=False).fit(model.vectors[sold], model.popularity[sold])
-    np.testing.assert_allclose(model.popularity[~sold], ridge.predict(model.vectors[~sold]), rtol=1e-4)
+    ridge = Ridge(alpha=1.0, fit_intercept=False).fit(model.unit_vectors[sold], model.popularity[sold])
+    np.testing.assert_allclose(model.popularity[~sold], ridge.predict(model.unit_vectors[~sold]), rtol=1e-4)
 
 
 # ---------------------------------------------------------------------------------------------- households
@@ -264,7 +266,7 @@ def test_recency_and_own_baskets_by_hand():
     scores = models.HouseholdRecency(half_life=10).fit(train).score(query)
     np.testing.assert_allclose(scores[0], [1 / 3, 1, 2 / 3], rtol=1e-5)  # weights 1/4 and 1/2
     assert (scores[1] == [-np.inf, -np.inf, 1]).all() and np.isneginf(scores[2]).all()
-    own = models.OwnBaskets(half_life=10).fit(train).score(query)
+    own = models.HouseholdSessionKNN(half_life=10).fit(train).score(query)
     rarity = np.log(3 / 2)
     np.testing.assert_allclose(own[0], rarity / np.sqrt(2) * np.array([0.25, 0.75, 0.5]), rtol=1e-5)
     assert np.isneginf(own[1:]).all()  # nothing in common, nobody known
@@ -310,29 +312,31 @@ def test_als_folds_a_basket_in_exactly(sample_split):
     model = models.ALS(factors=6, regularisation=0.5, confidence=2.0, basket=1.0).fit(sample_split.train)
     query = baskets([[1, 0, 1] + [0] * 27], [-1])
     weight = np.where(query.matrix.toarray()[0] > 0, 1 + 2 * np.log(2), 1)
-    ridge = Ridge(alpha=0.5, fit_intercept=False).fit(model.of_items, query.matrix.toarray()[0], sample_weight=weight)
-    np.testing.assert_allclose(model.score(query)[0], model.of_items @ ridge.coef_, atol=1e-4)
+    ridge = Ridge(alpha=0.5, fit_intercept=False).fit(
+        model.item_factors, query.matrix.toarray()[0], sample_weight=weight
+    )
+    np.testing.assert_allclose(model.score(query)[0], model.item_factors @ ridge.coef_, atol=1e-4)
 
 
 def test_als_weighs_what_its_formula_says():
     """Converged factors of households solve their own weighted ridge regression, with c = 1 + confidence log(1 + n)."""
     train = baskets((np.random.default_rng(5).random((60, 12)) < 0.3).astype(int), np.arange(60) % 8)
     model = models.ALS(factors=3, regularisation=2.0, confidence=0.5).fit(train)
-    bought = model._purchases(train).toarray()
+    bought = models.purchases(train).toarray()
     far = {}
     for one in (0, 1):  # with the 1 of the formula, and without it
         weight = np.where(bought > 0, one + 0.5 * np.log1p(bought), 1)
         expected = [
-            Ridge(alpha=2.0, fit_intercept=False).fit(model.of_items, b > 0, sample_weight=w).coef_
+            Ridge(alpha=2.0, fit_intercept=False).fit(model.item_factors, b > 0, sample_weight=w).coef_
             for b, w in zip(bought, weight, strict=True)
         ]
-        far[one] = np.abs(expected - model.of_households).max()
+        far[one] = np.abs(expected - model.user_factors).max()
     assert far[1] < far[0] / 5, far
 
 
 def test_feature_factors_of_full_rank_are_ridge_regression(sample_split):
     model = models.FeatureFactors(VECTORS, factors=8, regularisation=3.0).fit(sample_split.train)
-    ratings = np.log1p(model._purchases(sample_split.train).toarray())
+    ratings = np.log1p(models.purchases(sample_split.train).toarray())
     ratings /= np.maximum(np.linalg.norm(ratings, axis=1, keepdims=True), 1e-9)
     ridge = Ridge(alpha=3.0, fit_intercept=False).fit(VECTORS, ratings.T)
     query = Baskets(sparse.csr_matrix((3, 30), dtype=np.float32), np.arange(3), np.zeros(3, "M8[ns]"))
@@ -341,24 +345,24 @@ def test_feature_factors_of_full_rank_are_ridge_regression(sample_split):
     errors = []
     for k in (1, 2, 4, 8):
         few = models.FeatureFactors(VECTORS, k, 1e-6).fit(sample_split.train)
-        errors.append(((ratings - few.of_households @ few.of_items.T) ** 2).sum())
+        errors.append(((ratings - few.user_factors @ few.item_factors.T) ** 2).sum())
     assert errors == sorted(errors, reverse=True)
 
 
 # ---------------------------------------------------------------------------------------------- two stages
 
 
-def test_hide_in_turn():
+def test_holdout_queries():
     train = baskets([[1, 1, 1, 1], [1, 1, 0, 0], [0, 1, 1, 1]], [4, 5, 6])
-    queries, wanted = ranker.hide_in_turn(train, hides=2)
+    queries, labels = ranker.holdout_queries(train, n_holdouts=2)
     assert queries.households.tolist() == [4, 4, 4, 6, 6, 6]  # the basket of two items is left out
-    assert wanted.sum(axis=1).A1.tolist() == [1, 1, 4, 1, 1, 3]
-    both = queries.matrix + wanted
+    assert labels.sum(axis=1).A1.tolist() == [1, 1, 4, 1, 1, 3]
+    both = queries.matrix + labels
     np.testing.assert_array_equal(both.toarray(), train.matrix[[0, 0, 0, 2, 2, 2]].toarray())
-    assert (wanted[0] != wanted[1]).nnz == 2
+    assert (labels[0] != labels[1]).nnz == 2
 
 
-def test_the_ranker_puts_candidates_first_and_unsold_items_in_the_order_of_the_member_behind(sample_split):
+def test_the_ranker_puts_candidates_first_and_unsold_items_in_the_order_of_the_fallback(sample_split):
     matrix = sample_split.train.matrix.tolil()
     matrix[:, [3, 7, 11]] = 0
     train = replace(sample_split.train, matrix=sparse.csr_matrix(matrix))
@@ -370,27 +374,226 @@ def test_the_ranker_puts_candidates_first_and_unsold_items_in_the_order_of_the_m
     proposed[table.rows, table.columns] = True
     assert not proposed[:, [3, 7, 11]].any() and proposed.sum(axis=1).min() >= 10
     assert scores[proposed].min() > scores[~proposed].max()
-    np.testing.assert_allclose(scores[~proposed], behind[~proposed] - 100, rtol=1e-5)
+    proposed |= queries.matrix.toarray() > 0
+    for row in range(len(queries)):
+        rest = np.flatnonzero(~proposed[row])
+        np.testing.assert_array_equal(np.argsort(-scores[row, rest]), np.argsort(-behind[row, rest]))
 
 
 def test_a_family_can_be_left_out_and_histories_renewed(sample_split):
     model = hybrid().fit(sample_split.train)
-    queries, wanted = ranker.hide_in_turn(sample_split.test, hides=2)
-    table = model.table(queries, wanted)
-    assert table.wanted.sum() <= wanted.sum() and set(np.unique(table.told["same_kind"])) >= {0.0, 1.0}
+    queries, labels = ranker.holdout_queries(sample_split.test, n_holdouts=2)
+    table = model.table(queries, labels)
+    assert table.labels.sum() <= labels.sum() and set(np.unique(table.features["same_kind"])) >= {0.0, 1.0}
     less = table.without(["ease"], ["popularity"])
-    assert not {"ease", "ease_z", "popularity"} & set(less.told) and less.members == list(model.members)[1:]
-    assert less.proposed.any(axis=1).all() and len(less.rows) < len(table.rows)
-    forgetful = model.remember(sample_split.train[:5])
-    assert forgetful.members["ease"] is model.members["ease"] and forgetful.of_households["baskets"].sum() == 5
-    assert model.of_households["baskets"].sum() == len(sample_split.train)
+    assert not {"ease", "ease_z", "popularity"} & set(less.features) and less.members == list(model.members)[1:]
+    assert less.retrieved_by.any(axis=1).all() and len(less.rows) < len(table.rows)
+    forgetful = model.refresh(sample_split.train[:5])
+    assert (
+        forgetful.members["ease"] is model.members["ease"]
+        and forgetful.features.household_features["baskets"].sum() == 5
+    )
+    assert model.features.household_features["baskets"].sum() == len(sample_split.train)
     known = models.EASE(10.0).fit(sample_split.train[:50])
     weights, two = known.weights, {"ease": known, "recency": models.HouseholdRecency()}
-    model = ranker.HybridRanker(two, None, model.groups, behind="ease").fit(sample_split.train)
+    model = ranker.HybridRanker(two, model.groups, settings=ranker.RankerSettings(fallback="ease")).fit(
+        sample_split.train
+    )
     assert model.fit(sample_split.train).members["ease"].weights is weights  # fitted before: stays as it is
     assert model.members["recency"].n_households == model.n_households  # both times fitted anew
     with pytest.raises(ValueError, match="name one of the members"):
-        ranker.HybridRanker({"ease": models.EASE()}, sample_split.test, pd.DataFrame())
+        ranker.HybridRanker({"ease": models.EASE()}, pd.DataFrame())
+
+
+class Scaled(models.Popularity):
+    """Popularity times a factor: an order that must survive whatever its size."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def _score(self, queries):
+        return super()._score(queries) * np.float32(self.factor)
+
+
+@pytest.mark.parametrize("factor", [1e6, 1.0, 1e-9])
+def test_the_order_below_the_candidates_does_not_hang_on_the_size_of_the_fallbacks_scores(factor, sample_split):
+    """Scores far above 100 stay below the candidates, and close ones are not rounded together."""
+    members = {"rare": models.RuleRecommender(0.05, 0.3), "all": Scaled(factor)}
+    settings = ranker.RankerSettings({"rare": 3, "all": 2}, "all", n_trees=5)
+    groups = sample_split.items[["department"]]
+    model = ranker.HybridRanker(members, groups, None, sample_split.validation, settings).fit(sample_split.train)
+    queries = sample_split.test[:20]
+    scores, table = model.score(queries), model.table(queries)
+    share = np.asarray(sample_split.train.matrix.mean(axis=0)).ravel()
+    for row in range(20):
+        own = table.columns[table.rows == row]
+        rest = np.setdiff1d(np.arange(30), np.union1d(own, queries.matrix[row].indices))
+        assert scores[row, own].min() > scores[row, rest].max()
+        np.testing.assert_array_equal(
+            np.argsort(-scores[row, rest], kind="stable"), np.argsort(-share[rest], kind="stable")
+        )
+        assert len(np.unique(scores[row, rest])) == len(np.unique(share[rest]))  # a tie stays a tie
+
+
+@pytest.mark.parametrize("gone", [["ease"], ["text", "recency"]])
+def test_trees_that_read_fewer_columns_score_one_basket_and_a_batch_alike(gone, sample_split):
+    """Columns go to the trees by name: trained without a member, known and unknown households are served."""
+    model = hybrid().fit(sample_split.train)
+    queries, labels = ranker.holdout_queries(sample_split.validation, 2)
+    table = model.table(queries, labels, n_negatives=20).without(gone, ["popularity"])
+    assert set(table.features) < set(model.features.columns)
+    less = model.fit_ranker(table)
+    test = sample_split.test[:40]
+    scores = less.score(test)
+    for row in range(len(test)):
+        for household in (int(test.households[row]), -1):
+            items, own = less.recommend_one(test.matrix[row].indices, household, None, 5)
+            asked = models.one_query(test.matrix[row].indices, household, None, 30)
+            np.testing.assert_array_equal(own, less.score(asked)[0, items])
+    whole = less.table(test)
+    by_name = less.trees.booster.predict(whole.features[list(table.features)].to_numpy(np.float32))
+    np.testing.assert_array_equal(scores[whole.rows, whole.columns], by_name.astype(np.float32))
+    with pytest.raises(ValueError, match="trees read other"):
+        less.use_trees(ranker.Trees(["ease", "other"], None))
+
+
+def test_counts_of_candidates_go_by_name(sample_split):
+    """The same counts, members in another order: the same candidates."""
+    counts = {"ease": 1, "recency": 30, "text": 4}
+    makers = {
+        "ease": models.EASE,
+        "recency": models.HouseholdRecency,
+        "text": lambda: models.EmbeddingRecommender(VECTORS),
+    }
+    groups, found = sample_split.items[["department"]], {}
+    for order in (["ease", "recency", "text"], ["text", "ease", "recency"]):
+        members = {name: makers[name]() for name in order}
+        model = ranker.HybridRanker(members, groups, settings=ranker.RankerSettings(counts)).fit(sample_split.train)
+        table = model.table(sample_split.test)
+        by = dict(zip(table.members, table.retrieved_by.T, strict=True))
+        assert np.bincount(table.rows[by["ease"]]).max() == 1 and np.bincount(table.rows[by["text"]]).max() == 4
+        found[tuple(order)] = list(zip(table.rows, table.columns, strict=True))
+    first, second = found.values()
+    assert first == second
+    wrong = ranker.RankerSettings({"ease": 1, "recency": 2})
+    with pytest.raises(ValueError, match="differ in text"):
+        ranker.HybridRanker(members, groups, settings=wrong)
+    shop = ranker.shop_members(VECTORS, models.DotProduct(VECTORS, np.zeros(30)))
+    items = pd.DataFrame({c: np.arange(30) % 3 for c in ("department", "category", "type")})
+    shuffled = ranker.shop_ranker(items, np.ones(30), dict(reversed(shop.items())))
+    assert (shuffled.settings.count("ease"), shuffled.settings.count("own_baskets")) == (40, 40)
+    assert (shuffled.settings.count("rules"), shuffled.settings.count("graph")) == (20, 10)
+
+
+def test_ties_at_the_end_of_a_list_go_by_column():
+    from recutils.ranker.candidates import best_columns
+
+    scores = np.array([1, 3, 2, 2, -np.inf, 2, 5], dtype=np.float32)
+    assert sorted(best_columns(scores, 3)) == [1, 2, 6] and sorted(best_columns(scores, 4)) == [1, 2, 3, 6]
+    assert sorted(best_columns(scores, 99)) == [0, 1, 2, 3, 5, 6] and len(best_columns(scores, 0)) == 0
+
+
+def test_household_features_by_hand_and_without_a_dense_table(sample_split):
+    """Mean items of each group in a household's baskets; memory grows with purchases, not households x groups."""
+    train = sample_split.train
+    groups = pd.DataFrame({"kind": np.arange(30) % 10})
+    features = ranker.FeatureBuilder([], groups).fit_item_features(train).fit_household_features(train)
+    known = features.household_features
+    for household in (0, 7, 23):
+        own = train.matrix[train.households == household].toarray()
+        by_kind = [own[:, np.arange(30) % 10 == kind].sum() / len(own) for kind in range(10)]
+        np.testing.assert_allclose(known["their_kind"][household].toarray()[0], by_kind, rtol=1e-6)
+        assert known["baskets"][household] == len(own)
+        assert known["their_size"][household] == pytest.approx(own.sum() / len(own))
+    many, kinds = 300_000, 2_000  # dense: 2.4 GB
+    matrix = sparse.csr_matrix((np.ones(many, np.float32), (np.arange(many), np.arange(many) % kinds)), (many, kinds))
+    wide = Baskets(matrix, np.arange(many), np.zeros(many, "M8[ns]"))
+    tracemalloc.start()
+    ranker.FeatureBuilder([], pd.DataFrame({"item": np.arange(kinds)})).fit_household_features(wide)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6
+
+
+# ---------------------------------------------------------------------------------------------- the contract
+
+
+def test_one_basket_scores_as_in_a_batch(make, sample_split):
+    model = make().fit(sample_split.train)
+    queries, _ = evaluate.hide_one(sample_split.test)
+    queries = queries[:15]
+    scores = model.score(queries)
+    for row in range(15):
+        for household in (int(queries.households[row]), -1):
+            basket, when = queries.matrix[row].indices, queries.timestamps[row].astype("M8[s]").item()
+            columns, own = model.score_one(basket, household, when)
+            got = np.full(30, -np.inf, np.float32)
+            got[slice(None) if columns is None else columns] = own
+            assert columns is None or (np.diff(columns) > 0).all()
+            asked = scores[row] if household >= 0 else model.score(models.one_query(basket, -1, when, 30))[0]
+            np.testing.assert_allclose(got, asked, rtol=2e-5, atol=1e-6)
+
+
+def test_scikit_learn_copies_a_model(make, sample_split):
+    model = make().fit(sample_split.train)
+    copied = clone(model)
+    assert copied.n_items is None and type(copied) is type(model)
+    assert copied.get_params().keys() == model.get_params().keys()
+    np.testing.assert_array_equal(
+        copied.fit(sample_split.train).score(sample_split.test[:9]), model.score(sample_split.test[:9])
+    )
+
+
+SERVED = ["popularity", "item_knn", "ease", "rules", "recency", "own_baskets", "embedding", "hybrid"]
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_a_model_from_its_state_scores_the_same(name, sample_split):
+    model = MODELS[name]().fit(sample_split.train)
+    again = type(model).from_state(model.state())
+    queries = sample_split.test[:20]
+    np.testing.assert_array_equal(again.score(queries), model.score(queries))
+    basket = queries.matrix[0].indices
+    for one, other in zip(again.score_one(basket, 3), model.score_one(basket, 3), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_contributions_add_up_to_the_score(make, sample_split):
+    """Where a model says what each item adds, the parts and what an empty basket scores make up the score."""
+    model = make().fit(sample_split.train)
+    basket, empty = models.one_query([0, 4, 7], -1, None, 30), models.one_query([], -1, None, 30)
+    parts = model.contributions(basket, 5)
+    if parts is not None:
+        rest = np.nan_to_num(model.score(empty)[0, 5], neginf=0)
+        assert parts.shape == (3,) and parts.sum() + rest == pytest.approx(model.score(basket)[0, 5], abs=1e-5)
+    additive = (models.EASE, models.ItemKNN)
+    assert parts is not None or not isinstance(model, additive)
+
+
+def test_refresh_counts_households_anew_and_nothing_else(make, sample_split):
+    train, few = sample_split.train, sample_split.train[np.arange(60)]
+    model = make().fit(train)
+    before = model.score(sample_split.test[:5])
+    fresh = model.refresh(few)
+    np.testing.assert_array_equal(model.score(sample_split.test[:5]), before)  # the old one is untouched
+    if model.personal:
+        np.testing.assert_array_equal(fresh.score(sample_split.test[:5]), make().fit(few).score(sample_split.test[:5]))
+    elif not isinstance(model, ranker.HybridRanker):
+        assert fresh is model
+
+
+@pytest.mark.parametrize("penalty", [0.0, -1.0, float("nan"), float("inf")])
+def test_ease_refuses_a_penalty_that_is_not_above_zero(penalty, sample_split):
+    with pytest.raises(ValueError, match="finite number above 0"):
+        models.EASE(penalty).fit(sample_split.train)
+
+
+def test_ease_refuses_a_singular_matrix():
+    """Two items that are always bought together: without a penalty to speak of nothing can be inverted."""
+    pairs = baskets([[1, 1, 0], [1, 1, 1], [0, 0, 1]])
+    with pytest.raises(ValueError, match="singular"):
+        models.EASE(1e-18).fit(pairs)
+    assert np.isfinite(models.EASE(0.1).fit(pairs).weights).all()
 
 
 def test_a_full_basket_gets_nothing(make, sample_split):
@@ -407,11 +610,12 @@ def test_two_stages_beat_each_member_on_the_store(journey_split):
     members = {
         "item_knn": models.ItemKNN(None),
         "recency": models.HouseholdRecency(),
-        "own_baskets": models.OwnBaskets(),
+        "own_baskets": models.HouseholdSessionKNN(),
     }
     groups = journey_split.items[["category", "type"]]
     labels = journey_split.validation[np.flatnonzero(early)]
-    model = ranker.HybridRanker(members, labels, groups, behind="item_knn", hides=2, trees=60)
+    settings = ranker.RankerSettings(fallback="item_knn", n_holdouts=2, n_trees=60)
+    model = ranker.HybridRanker(members, groups, None, labels, settings)
     result = evaluate.complete_the_basket(model.fit(journey_split.train), late, on="validation")
     for member in model.members.values():
         alone = evaluate.complete_the_basket(member, late, on="validation")

@@ -1,13 +1,17 @@
 """The service of chapter 07: fast scores, safe artefacts, an API that stays up, and numbers of drift."""
 
+import asyncio
 import contextlib
-import copy
+import functools
+import gc
 import hashlib
 import http.client
+import io
 import itertools
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -16,22 +20,24 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from urllib.parse import quote
 
 import numpy as np
 import pytest
 import shop
 from browser import browsing
+from chapter import definitions
 from conftest import ROOT
 from fastapi.testclient import TestClient
 from scipy import sparse, stats
 
 from recutils import explain, models, text
-from recutils.ranker import HybridRanker
-from recutils.service import app, artifact, auth, build, compress, onnx_encoder, pseudonyms
+from recutils.models import ANONYMOUS, mask_basket, one_query
+from recutils.ranker import HybridRanker, RankerSettings
+from recutils.service import app, artifact, auth, build, middleware, onnx_encoder, pseudonyms, state
 from recutils.service import monitor as drift
-from recutils.service.artifact import ArtefactError
-from recutils.service.single_basket import NOBODY, QuickRanker, one_basket
+from recutils.service.artifact import ArtifactError
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +66,7 @@ def folder(small, encoder, tmp_path):
 
 
 def queries(split):
-    """Baskets with their last item taken out, as the quick ranker wants them."""
+    """Baskets with their last item taken out, as a till sends them."""
     matrix = split.test.matrix
     for row in range(min(len(split.test), 80)):
         columns = matrix.indices[matrix.indptr[row] : matrix.indptr[row + 1]][:-1]
@@ -68,50 +74,43 @@ def queries(split):
         yield columns, int(split.test.households[row]), moment
 
 
-def test_the_quick_ranker_says_what_the_ranker_says(ranker, sample_split):
-    quick, same = QuickRanker(ranker), []
+def test_one_basket_gets_what_the_batch_gets(ranker, sample_split):
+    """Lists and scores to the last bit, for every basket of the test weeks, known and unknown households."""
     for columns, household, moment in queries(sample_split):
-        for who, when in ((household, moment), (NOBODY, None), (10_000, moment)):
-            whole = ranker.score(one_basket(columns, who, when, ranker))[0]
-            whole[columns] = -np.inf
-            items, scores = quick.recommend(columns, who, when, 5)
-            assert not set(items) & set(columns) and len(set(items)) == len(items) == 5
-            assert (np.diff(scores) <= 0).all()
-            same.append(np.allclose(np.sort(whole)[::-1][:5], scores, atol=1e-4))
-    assert np.mean(same) > 0.9  # the rest: ties at the end of a member's quota
+        for who, when in ((household, moment), (ANONYMOUS, None), (10_000, moment)):
+            query = one_query(columns, who, when, ranker.n_items)
+            whole = mask_basket(ranker.score(query), query)
+            items, scores = ranker.recommend_one(columns[::-1], who, when, 12)
+            np.testing.assert_array_equal(items, ranker.recommend(query, 12)[0])
+            np.testing.assert_array_equal(scores, whole[0, items])
+            spoken, said = ranker.score_one(columns, who, when)
+            np.testing.assert_array_equal(said, whole[0, spoken])
+            assert set(spoken) == set(np.flatnonzero(np.isfinite(whole[0])))
 
 
-def test_the_quick_ranker_agrees_exactly_where_nothing_is_cut_off(ranker, sample_split):
-    whole = copy.copy(ranker)
-    whole.quota = dict.fromkeys(ranker.quota, 30)
-    quick = QuickRanker(whole)
-    for columns, household, moment in queries(sample_split):
-        expected = whole.score(one_basket(columns, household, moment, whole))[0]
-        items, scores = quick.recommend(columns, household, moment, 20)
-        np.testing.assert_allclose(scores, expected[items], atol=1e-4)
+def test_the_batch_does_not_depend_on_its_size(ranker, sample_split):
+    whole = ranker.score(sample_split.test)
+    np.testing.assert_array_equal(whole[7:30], ranker.score(sample_split.test[7:30]))
 
 
-def test_the_quick_ranker_asks_strange_members_the_long_way(sample_split):
+def test_members_without_a_way_of_their_own_for_one_basket_are_asked_too(sample_split):
     members = {"best_sold": models.Popularity(), "rules": models.RuleRecommender(0.005, 0.05, 3)}
-    groups = sample_split.items[["department"]]
-    ranker = HybridRanker(members, sample_split.validation, groups, behind="best_sold", quota=30, trees=5)
-    ranker.fit(sample_split.train)
+    groups, settings = sample_split.items[["department"]], RankerSettings(30, "best_sold", n_trees=5)
+    ranker = HybridRanker(members, groups, None, sample_split.validation, settings).fit(sample_split.train)
     columns, household, moment = next(queries(sample_split))
-    items, scores = QuickRanker(ranker).recommend(columns, household, moment, 5)
-    np.testing.assert_allclose(
-        scores, ranker.score(one_basket(columns, household, moment, ranker))[0][items], atol=1e-4
-    )
+    items, scores = ranker.recommend_one(columns, household, moment, 5)
+    query = one_query(columns, household, moment, ranker.n_items)
+    np.testing.assert_array_equal(scores, ranker.score(query)[0][items])
 
 
 def test_what_lies_in_the_basket_is_never_offered(ranker):
-    quick = QuickRanker(ranker)
     for held in ([*range(28)], [*range(29)], [*range(2, 30)], [*range(30)]):
-        items, _ = quick.recommend(held, 0, None, 5)
+        items, _ = ranker.recommend_one(held, 0, None, 5)
         assert set(items) == set(range(30)) - set(held)
 
 
 def test_an_empty_basket_and_more_offers_than_candidates(ranker):
-    items, scores = QuickRanker(ranker).recommend([], NOBODY, None, 50)
+    items, scores = ranker.recommend_one([], ANONYMOUS, None, 50)
     assert sorted(items) == list(range(30)) and (np.diff(scores) <= 0).all()
 
 
@@ -122,12 +121,12 @@ def test_a_saved_version_gives_the_same_answers(small, folder, sample_split):
     loaded = artifact.load(folder)
     assert loaded.version == artifact.versions(folder)[0] and loaded.names == small.names
     for columns, household, moment in queries(sample_split):
-        before, after = (s.quick.recommend(columns, household, moment, 10) for s in (small, loaded))
+        before, after = (s.ranker.recommend_one(columns, household, moment, 10) for s in (small, loaded))
         np.testing.assert_array_equal(before[0], after[0])
         np.testing.assert_array_equal(before[1], after[1])
     item = int(before[0][0])
     found = [
-        explain.explain(s.ranker, one_basket(columns, household, moment, s.ranker), item, s.shop)
+        explain.explain(s.ranker, one_query(columns, household, moment, s.ranker.n_items), item, s.context)
         for s in (small, loaded)
     ]
     assert found[0].to_dict() == found[1].to_dict()
@@ -146,10 +145,10 @@ def test_a_damaged_or_missing_file_is_refused_by_name(folder, name):
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    with pytest.raises(ArtefactError, match=name.split(".")[0]):
+    with pytest.raises(ArtifactError, match=name.split(".")[0]):
         artifact.load(folder)
     file.unlink()
-    with pytest.raises(ArtefactError, match=name.split(".")[0]):
+    with pytest.raises(ArtifactError, match=name.split(".")[0]):
         artifact.load(folder)
 
 
@@ -162,7 +161,7 @@ def forge(folder, change):
     version = hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:12]
     (place / "manifest.json").write_text(json.dumps({"version": version, "sha256": sums}))
     place.rename(folder / version)
-    artifact.make_current(folder, version)
+    artifact.set_current(folder, version)
 
 
 class Bomb:
@@ -175,7 +174,7 @@ def test_an_artefact_runs_no_code_even_with_a_right_manifest(folder):
         np.save(place / "prices.npy", np.array([Bomb()], dtype=object), allow_pickle=True)
 
     forge(folder, pickled)
-    with pytest.raises(ArtefactError, match="another kind"):
+    with pytest.raises(ArtifactError, match="another kind"):
         artifact.load(folder)
     import builtins
 
@@ -189,12 +188,12 @@ def test_an_artefact_holds_known_classes_only(folder, small):
         (place / "state.json").write_text(json.dumps(state))
 
     forge(folder, strange)
-    with pytest.raises(ArtefactError, match="another kind"):
+    with pytest.raises(ArtifactError, match="another kind"):
         artifact.load(folder)
     arrays = {}
-    with pytest.raises(ArtefactError, match="TIFUKNN"):
+    with pytest.raises(ArtifactError, match="TIFUKNN"):
         artifact._pack(models.TIFUKNN(), "member", arrays)
-    with pytest.raises(ArtefactError, match="Bomb"):
+    with pytest.raises(ArtifactError, match="Bomb"):
         artifact._pack(Bomb(), "thing", arrays)
 
 
@@ -205,38 +204,75 @@ def test_a_manifest_cannot_point_outside(folder):
     version = hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:12]
     (place / "manifest.json").write_text(json.dumps({"version": version, "sha256": sums}))
     place.rename(folder / version)
-    with pytest.raises(ArtefactError, match="missing or damaged"):
+    with pytest.raises(ArtifactError, match="missing or damaged"):
         artifact.load(folder, version)
 
 
 def test_what_is_not_there_is_said(tmp_path, folder):
-    with pytest.raises(ArtefactError, match="No artefact"):
+    with pytest.raises(ArtifactError, match="No artefact"):
         artifact.load(tmp_path / "nowhere")
-    with pytest.raises(ArtefactError, match="no version 'x'"):
-        artifact.make_current(folder, "x")
+    with pytest.raises(ArtifactError, match="no version 'x'"):
+        artifact.set_current(folder, "x")
 
 
-SAVE_FOR_EVER = """
-import itertools, pathlib, sys
+CRASH = """
+import os, pathlib, shutil, sys
 from recutils.service import artifact
-folder, encoder = map(pathlib.Path, sys.argv[1:])
-shop = artifact.load(folder)
-for n in itertools.count():
-    shop.names[0] = f"name {n}"
-    print(artifact.save(shop, folder, encoder), flush=True)
+folder, step, changes = pathlib.Path(sys.argv[1]), 0, 0
+
+def crash(event, arguments):  # sees each change of the folder before it is made
+    global changes
+    writes = event == "open" and isinstance(arguments[1], str) and arguments[1][0] in "wxa"
+    if (writes or event in ("os.rename", "os.mkdir", "os.chmod")) and str(folder) in str(arguments[0]):
+        changes += 1
+        if changes == step:
+            os._exit(9)
+
+def save():
+    shop = artifact.load(folder)
+    shop.names[0] = "another name"
+    sys.addaudithook(crash)
+    artifact.save(shop, folder)
+    print(changes, flush=True)
+
+def check():
+    for version in artifact.versions(folder):
+        artifact.load(folder, version)
+    print(artifact.load(folder).names[0], flush=True)
+
+def apart(work):  # in a process of its own: LightGBM's threads do not survive a fork
+    if (child := os.fork()) == 0:
+        work()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+for step in map(int, sys.argv[2:]):
+    for version in artifact.versions(folder):
+        if version != (folder / "CURRENT").read_text():
+            shutil.rmtree(folder / version)  # what the crash before left
+    assert apart(save) == (9 if step else 0)
+    assert apart(check) == 0
 """
 
 
-def test_a_save_that_is_killed_leaves_a_whole_version(folder, encoder):
-    for pause in (0.02, 0.05, 0.11, 0.17, 0.23):
-        command = [sys.executable, "-c", SAVE_FOR_EVER, str(folder), str(encoder)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-            process.stdout.readline()  # the first one is there
-            time.sleep(pause)
-            process.kill()
-        assert artifact.load(folder).names[0].startswith("name ")
-        for version in artifact.versions(folder):
-            artifact.load(folder, version)
+def test_a_save_that_is_killed_leaves_a_whole_version(small, tmp_path):
+    old = artifact.save(small, tmp_path)
+
+    def crash_before(*steps):
+        command = [sys.executable, "-c", CRASH, str(tmp_path), *map(str, steps)]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert answer.returncode == 0, answer.stderr
+        return answer.stdout.splitlines()
+
+    n_changes, name = crash_before(0)
+    assert name == "another name"
+    (new,) = {*artifact.versions(tmp_path)} - {old}
+    shutil.rmtree(tmp_path / new)
+    artifact.set_current(tmp_path, old)
+    n = int(n_changes)
+    steps = [*range(1, n - 3, n // 3), *range(n - 3, n + 1)]  # the last ones make it visible and current
+    assert crash_before(*steps) == [small.names[0]] * len(steps) and n > 30
+    assert new in artifact.versions(tmp_path)  # before the last step it is there, and not yet current
 
 
 def test_saving_again_mends_a_damaged_version(small, folder, encoder):
@@ -279,7 +315,7 @@ def test_replacements_are_alike_and_not_bought_together():
     vectors = np.array([[1, 0], [0.9, 0.1], [0.8, 0.2], [0, 1]], np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     matrix = sparse.csr_matrix(np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 0]], np.float32))
-    best = build.replacements(vectors, matrix, 3)
+    best = build.substitutes(vectors, matrix, 3)
     assert best[0].tolist() == [2, 3, -1]  # 1 is closer, but lies in the same baskets
 
 
@@ -304,13 +340,30 @@ def test_the_exported_encoder_agrees_with_torch(encoder, tmp_path):
 
 def test_fewer_layers_leave_the_original_alone():
     whole = text.load_encoder()
-    half = compress.keep_layers(whole, [0, 2, 4])
+    keep_layers = definitions("07_deployment", "keep_layers").keep_layers
+    half = keep_layers(whole, [0, 2, 4])
     assert len(whole.model.encoder.layer) == 6 and len(half.model.encoder.layer) == 3
     a, b = text.encode(whole, ["pasta sauce"]), text.encode(half, ["pasta sauce"])
     assert a.shape == b.shape and 0 < float((a * b).sum()) < 0.999
-    np.testing.assert_array_equal(
-        text.encode(compress.keep_layers(whole, range(6)), ["tea"]), text.encode(whole, ["tea"])
+    np.testing.assert_array_equal(text.encode(keep_layers(whole, range(6)), ["tea"]), text.encode(whole, ["tea"]))
+
+
+def test_a_pruned_encoder_learns_on_and_is_found_again(sample_split, tmp_path, monkeypatch):
+    """Three layers are left, they have moved from where chapter 02 left them, and the second call trains nothing."""
+    monkeypatch.setenv("RECUTILS_CACHE", str(tmp_path))
+    notebook = definitions("07_deployment", "keep_layers", "fine_tune_pruned")
+    texts, matrix = (
+        [f"{name} {number}" for number, name in enumerate(sample_split.items["name"])],
+        sample_split.train.matrix,
     )
+    monkeypatch.setattr(text, "shop_encoder", lambda *_: text.load_encoder())
+    pruned, vectors = notebook.fine_tune_pruned(texts, matrix, matrix, 2, layers=[0, 2, 4])
+    assert len(pruned.model.encoder.layer) == pruned.model.config.num_hidden_layers == 3
+    np.testing.assert_array_equal(text.encode(pruned, texts), vectors)
+    before = text.encode(notebook.keep_layers(text.load_encoder(), [0, 2, 4]), texts)
+    assert 1e-4 < np.abs(vectors - before).max() < 0.5
+    monkeypatch.setattr(text, "fine_tune", None)
+    np.testing.assert_array_equal(notebook.fine_tune_pruned(texts, matrix, matrix, 2, layers=[0, 2, 4])[1], vectors)
 
 
 # ---------------------------------------------------------------------------------------------- drift
@@ -328,10 +381,8 @@ def test_ks_agrees_with_scipy():
     rng = np.random.default_rng(0)
     for _ in range(20):
         a, b = rng.integers(0, 9, rng.integers(5, 60)), rng.integers(1, 11, rng.integers(5, 60))
-        wanted = stats.ks_2samp(a, b).statistic
-        assert drift.ks(a, b) == pytest.approx(wanted)
         counts = [np.bincount(s, minlength=11) for s in (a, b)]
-        assert drift.ks_of_counts(*counts) == pytest.approx(wanted)
+        assert drift.ks_from_counts(*counts) == pytest.approx(stats.ks_2samp(a, b).statistic)
 
 
 def test_chance_alone_gives_the_psi_that_the_docstring_promises():
@@ -341,17 +392,62 @@ def test_chance_alone_gives_the_psi_that_the_docstring_promises():
     assert np.mean(found) == pytest.approx(19 * (1 / 5000 + 1 / 2000), rel=0.15)
 
 
-def test_the_monitor_alerts_on_drift_and_not_on_a_quiet_month(small):
+def watch_requests(monitor, artifact, baskets, anonymous=True):
+    """What the service counts of the requests that baskets make while they are filled."""
+    requests, _ = build.replay_requests(baskets, seed=1)
+    scores, _ = build.first_scores(artifact, baskets, anonymous)
+    monitor.count("department", artifact.department_codes[requests.matrix.indices])
+    monitor.count_values("size", np.diff(requests.matrix.indptr))
+    monitor.count_values("score", scores)
+
+
+def test_replayed_requests_fill_each_basket_item_by_item(sample_split):
+    baskets = sample_split.test[:40]
+    requests, session = build.replay_requests(baskets)
+    sizes = np.diff(requests.matrix.indptr)
+    for row in range(40):
+        whole, own = set(baskets.matrix[row].indices), np.flatnonzero(session == row)
+        assert sizes[own].tolist() == list(range(1, len(whole)))
+        parts = [set(requests.matrix[r].indices) for r in own]
+        assert all(a < b for a, b in itertools.pairwise([*parts, whole]))
+        assert (requests.households[own] == baskets.households[row]).all()
+    firsts = [requests.matrix[r].indices[0] for r in np.flatnonzero(sizes == 1)]
+    assert len(set(firsts)) > 10  # and not always the lowest number
+
+
+def test_the_monitor_is_quiet_on_the_requests_that_the_page_sends(small, sample_split):
+    monitor = drift.DriftMonitor(**small.reference)
+    assert monitor.drift() == {}  # too few to say
+    watch_requests(monitor, small, sample_split.test)  # later weeks: neither the ranker nor the reference knows them
+    assert set(monitor.drift()) == {"department", "size", "score"}
+    assert not any(monitor.alerts().values()), (monitor.drift(), small.reference["limits"])
+
+
+def test_the_monitor_alerts_on_drift(small, sample_split):
+    known = drift.DriftMonitor(**small.reference)
+    watch_requests(known, small, sample_split.test, anonymous=False)  # another population: households are known
+    assert known.alerts()["score"] and not known.alerts()["size"]
+    large = drift.DriftMonitor(**small.reference)
+    large.count_values("size", np.full(1000, 9))
+    large.count("department", np.zeros(1000, int))
+    assert large.alerts() == {"department": True, "size": True, "score": False}
+    large.count_values("size", np.full(50_000, 1))
+    assert large.seen["size"].sum() <= large.window
+
+
+def test_a_limit_is_exceeded_once_in_a_hundred_samples():
     rng = np.random.default_rng(0)
-    quiet, loud = drift.Monitor.of(small.usual), drift.Monitor.of(small.usual)
-    usual = small.usual["counts"]["size"] / small.usual["counts"]["size"].sum()
-    for monitor, share in ((quiet, usual), (loud, np.roll(usual, 2))):
-        assert monitor.drift() == {}  # too few to say
-        monitor.add("size", rng.choice(len(share), 3000, p=share))
-    assert not any(quiet.alerts().values())
-    assert loud.alerts() == {"department": False, "size": True, "score": False}
-    quiet.add("size", np.zeros(150_000, int))
-    assert quiet.seen["size"].sum() <= 100_000 and quiet.alerts()["size"]
+    share = rng.dirichlet(np.ones(8), size=400)
+    sessions = np.array([rng.multinomial(5, p) for p in share])  # requests of one session are alike
+    for numeric, measure in ((False, drift.psi), (True, drift.ks_from_counts)):
+        for n in (300, 3000):
+            limit = drift.drift_limit([(sessions, sessions)], n, numeric)
+            found = []
+            for _ in range(1000):
+                known = sessions[rng.integers(400, size=400)]
+                fresh = sessions[rng.integers(400, size=n // 5)]
+                found.append(measure(known.sum(axis=0), fresh.sum(axis=0)))
+            assert 0.002 <= np.mean(np.array(found) > limit) <= 0.03
 
 
 # ---------------------------------------------------------------------------------------------- the API
@@ -363,8 +459,12 @@ KEY = "k" * 43
 def settings(tmp_path):
     import hashlib
 
-    return auth.Settings(
-        tmp_path, shop.SECRET, {"tests": hashlib.sha256(KEY.encode()).hexdigest()}, rate=1e6, burst=1e6
+    return auth.ServiceSettings(
+        folder=tmp_path,
+        secret=shop.SECRET,
+        keys={"tests": hashlib.sha256(KEY.encode()).hexdigest()},
+        rate=1e6,
+        burst=1e6,
     )
 
 
@@ -380,13 +480,13 @@ def test_recommend(client, small, sample_split):
     asked = {"basket": [f"i{c:02d}" for c in columns], "household": sample_split.households[household]}
     answer = client.post("/recommend", json={**asked, "moment": moment.isoformat(), "k": 3})
     assert answer.status_code == 200
-    wanted, scores = small.quick.recommend(columns, household, moment, 3)
+    wanted, scores = small.ranker.recommend_one(columns, household, moment, 3)
     found = answer.json()["items"]
     assert [o["item"] for o in found] == [small.item_ids[i] for i in wanted]
     assert [o["score"] for o in found] == pytest.approx(scores, abs=1e-3)
     assert all(o["price"] in (None, 2.5) and o["name"] and o["department"] for o in found)
     stranger = client.post("/recommend", json={"basket": asked["basket"], "household": "nobody we know", "k": 3}).json()
-    wanted = small.quick.recommend(columns, NOBODY, None, 3)[0]
+    wanted = small.ranker.recommend_one(columns, ANONYMOUS, None, 3)[0]
     assert [o["item"] for o in stranger["items"]] == [small.item_ids[i] for i in wanted]
     twice = client.post("/recommend", json={"basket": asked["basket"] * 2, "k": 3}).json()
     assert twice["items"] == client.post("/recommend", json={"basket": asked["basket"], "k": 3}).json()["items"]
@@ -400,7 +500,7 @@ def test_the_other_routes(client, small):
     assert client.get("/search?q=jam&k=2").json()["items"][0]["name"].startswith("jam")
     offer = client.post("/recommend", json={"basket": ["i04", "i07"], "k": 1}).json()["items"][0]
     why = client.post("/explain", json={"basket": ["i04", "i07"], "item": offer["item"]}).json()
-    assert offer["name"] in why["sentence"] and why["place"] == 1
+    assert offer["name"] in why["sentence"] and why["rank"] == 1
     assert {part[0] for part in why["basket"]} == {"i04", "i07"}
     assert client.get("/health").json() == {"status": "ok"}
     assert client.get("/ready").json()["version"] == small.version
@@ -448,51 +548,115 @@ def test_nobody_comes_in_without_a_key(client):
     assert client.get("/health").status_code == client.get("/").status_code == 200
 
 
-def test_all_keys_are_compared_whatever_the_answer(settings, monkeypatch):
-    settings.keys |= {f"other {n}": "0" * 64 for n in range(5)}
-    compared = []
-    monkeypatch.setattr(auth.hmac, "compare_digest", lambda a, b: compared.append(a) or a == b)
-    gate = auth.Gate(settings)
-    assert gate.holder(KEY) == "tests" and gate.holder("wrong") is None
-    assert len(compared) == 12
+def test_the_time_of_an_answer_does_not_tell_which_key_is_right():
+    digest = lambda key: hashlib.sha256(key.encode()).hexdigest()  # noqa: E731
+    keys = {"first": digest("a")} | {f"client {n}": digest(str(n)) for n in range(20_000)} | {"last": digest("z")}
+    authenticator = auth.Authenticator(keys)
+
+    def seconds(key):
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            authenticator.client_id(key)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    assert [authenticator.client_id(key) for key in ("a", "77", "z", "b", digest("a"))] == [
+        *("first", "client 77", "last", None, None)
+    ]
+    assert seconds("a") > 0.2 * seconds("wrong")  # stopping at the first would take a ten-thousandth
 
 
 def test_a_short_secret_is_refused(tmp_path):
     with pytest.raises(ValueError, match="too short"):
-        auth.Settings(tmp_path, b"guess me")
+        auth.ServiceSettings(folder=tmp_path, secret=b"guess me")
 
 
-def test_who_waits_too_long_in_line_is_told(client, monkeypatch):
-    statistics = type("Statistics", (), {"tasks_waiting": 20})
-    monkeypatch.setattr(
-        client.app.state.desk, "one_at_a_time", type("Line", (), {"statistics": lambda s: statistics})()
-    )
-    answer = client.get("/search?q=tea")
-    assert answer.status_code == 503 and answer.headers["Retry-After"] == "1"
-    assert client.post("/recommend", json={}).status_code == 200
+def test_who_waits_too_long_in_line_is_told(client):
+    state, done = client.app.state.shared, threading.Event()
+    try:
+        jobs = [client.portal.start_task_soon(state.run_in_worker, done.wait) for _ in range(21)]
+        client.portal.call(asyncio.sleep, 0)  # all of them have begun: one runs, twenty wait
+        answer = client.get("/search?q=tea")
+        assert answer.status_code == 503 and answer.headers["Retry-After"] == "1"
+        assert client.post("/recommend", json={}).status_code == 200
+    finally:
+        done.set()
+    assert all(job.result(10) for job in jobs)
+    assert client.get("/search?q=tea").status_code == 200
 
 
 def test_keys_are_kept_as_hashes_for_the_owner_only(tmp_path):
-    key = auth.new_key(tmp_path, "till")
-    other = auth.new_key(tmp_path, "page")
-    found = auth.settings_from(tmp_path)
-    assert set(found.keys) == {"till", "page"} and auth.Gate(found).holder(other) == "page"
+    key = auth.create_key(tmp_path, "till")
+    other = auth.create_key(tmp_path, "page")
+    found = auth.load_settings(tmp_path)
+    assert set(found.keys) == {"till", "page"} and auth.Authenticator(found.keys).client_id(other) == "page"
     text = (tmp_path / "keys.json").read_text()
     assert key not in text and (tmp_path / "keys.json").stat().st_mode & 0o077 == 0
-    assert found.secret == auth.settings_from(tmp_path).secret and len(found.secret) == 64
+    assert found.secret == auth.load_settings(tmp_path).secret and len(found.secret) == 64
+
+
+def test_a_token_bucket_fills_at_its_rate():
+    now = [0.0]
+    limiter = auth.RateLimiter(rate=5, burst=3, clock=lambda: now[0])
+    assert [limiter.wait("a") for _ in range(3)] == [0, 0, 0]
+    assert limiter.wait("a") == pytest.approx(0.2) and limiter.wait("b") == 0
+    now[0] = 0.2
+    assert limiter.wait("a") == 0 and limiter.wait("a", 2) == pytest.approx(0.4)
+    now[0] = 100.0
+    assert limiter.wait("a", 10) == 0 and limiter.wait("a") > 0  # never more than `burst`, and never less
 
 
 def test_a_key_that_asks_too_often_must_wait(small, settings):
-    settings.rate, settings.burst = 5, 3  # a search counts two
-    settings.keys["other"] = settings.keys["tests"][::-1]
+    settings.rate, settings.burst = 0.001, 3
+    settings.keys["other"] = hashlib.sha256(b"another key").hexdigest()
     with TestClient(app.create_app(settings, small)) as client:
-        answers = [client.get("/similar/i00", headers={"X-API-Key": KEY}) for _ in range(6)]
-        assert [a.status_code for a in answers[:3]] == [200] * 3 and answers[-1].status_code == 429
-        assert int(answers[-1].headers["Retry-After"]) >= 1
-        time.sleep(0.3)
-        assert client.get("/similar/i00", headers={"X-API-Key": KEY}).status_code == 200
-        assert client.get("/search?q=tea", headers={"X-API-Key": KEY}).status_code == 429
-        assert client.get("/search?q=tea", headers={"X-API-Key": "wrong"}).status_code == 401
+        ask = lambda path, key: client.get(path, headers={"X-API-Key": key})  # noqa: E731
+        assert ask("/search?q=tea", KEY).status_code == 200  # counts two
+        assert ask("/similar/i00", KEY).status_code == 200
+        answer = ask("/similar/i00", KEY)
+        assert answer.status_code == 429 and int(answer.headers["Retry-After"]) >= 900
+        assert ask("/similar/i00", "another key").status_code == 200
+        assert ask("/search?q=tea", "wrong").status_code == 401
+
+
+PARALLEL = """
+import sys, pathlib
+from recutils.service import auth
+for folder in sorted(pathlib.Path(sys.argv[1]).iterdir()):
+    (folder / sys.argv[2]).touch()
+    while not (folder / sys.argv[3]).exists():
+        pass  # both begin at once
+    print(auth.load_settings(folder).secret.decode())
+    for n in range(3):
+        auth.create_key(folder, f"{sys.argv[2]} {n}")
+"""
+
+
+def test_two_processes_make_one_secret_and_lose_no_key(tmp_path, monkeypatch):
+    monkeypatch.delenv("RECUTILS_SECRET", raising=False)
+    for n in range(20):
+        (tmp_path / f"{n:02d}").mkdir()
+    command = [sys.executable, "-c", PARALLEL, str(tmp_path)]
+    both = [
+        subprocess.Popen([*command, *names], stdout=subprocess.PIPE, text=True)
+        for names in (("till", "page"), ("page", "till"))
+    ]
+    answers = [process.communicate(timeout=120)[0].split() for process in both]
+    assert answers[0] == answers[1] and len(set(answers[0])) == 20
+    for folder in tmp_path.iterdir():
+        wanted = {f"{name} {n}" for name in ("till", "page") for n in range(3)}
+        assert set(json.loads((folder / "keys.json").read_text())) == wanted
+
+
+def test_limits_come_from_the_environment_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("RECUTILS_RATE", "7.5")
+    assert auth.load_settings(tmp_path).rate == 7.5 and auth.load_settings(tmp_path, rate=3).rate == 3
+    monkeypatch.setenv("RECUTILS_SECRET", "from the environment")
+    assert auth.load_settings(tmp_path).secret == b"from the environment"
+    monkeypatch.setenv("RECUTILS_RATE", "many")
+    with pytest.raises(ValueError, match="rate"):
+        auth.load_settings(tmp_path)
 
 
 def test_limits_of_size(client):
@@ -505,28 +669,44 @@ def test_limits_of_size(client):
 
 def test_every_answer_carries_the_security_headers(client):
     for answer in (client.get("/"), client.get("/health"), client.get("/nowhere"), client.post("/recommend", json=[])):
-        for name, value in app.SAFE.items():
+        for name, value in middleware.SECURITY_HEADERS.items():
             assert answer.headers[name] == value
         assert len(answer.headers["x-request-id"]) == 16
-    assert "unsafe-inline" not in app.SAFE["content-security-policy"]
+    assert "unsafe-inline" not in middleware.SECURITY_HEADERS["content-security-policy"]
 
 
-def test_the_log_names_no_household_no_basket_and_no_query(client, caplog, sample_split):
-    with caplog.at_level(logging.INFO, logger="recutils.service"):
-        client.post("/recommend", json={"basket": ["i07"], "household": "h01"})
-        client.get("/search?q=embarrassing ointment")
-        client.get("/similar/i07")
-    lines = [json.loads(record.message) for record in caplog.records]
+@pytest.fixture
+def log_lines():
+    """The lines of the log as they would be printed."""
+    stream = io.StringIO()
+    handler, logger = logging.StreamHandler(stream), logging.getLogger("recutils.service")
+    handler.setFormatter(middleware.JsonFormatter())
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield lambda: stream.getvalue().splitlines()
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+
+
+def test_the_log_names_no_household_no_basket_and_no_query(client, log_lines):
+    client.post("/recommend", json={"basket": ["i07"], "household": "h01"})
+    client.get("/search?q=embarrassing ointment")
+    client.get("/similar/i07")
+    lines = [json.loads(line) for line in log_lines()]
     assert [line["route"] for line in lines] == ["/recommend", "/search", "/similar/{item}"]
-    assert all(line["key"] == "tests" and line["status"] == 200 and line["ms"] > 0 for line in lines)
-    assert not any(word in caplog.text for word in ("h01", "i07", "embarrassing", "127.0.0.1", "testclient", KEY))
+    assert all(line["client_id"] == "tests" and line["status"] == 200 and line["ms"] > 0 for line in lines)
+    text = "\n".join(log_lines())
+    assert not any(word in text for word in ("h01", "i07", "embarrassing", "127.0.0.1", "testclient", KEY))
 
 
-def test_a_fault_of_ours_shows_no_traceback(client, small, monkeypatch, caplog):
-    monkeypatch.setattr(small.quick, "recommend", lambda *a: 1 / 0)
+def test_a_fault_of_ours_shows_no_traceback_and_is_one_line_of_the_log(client, small, monkeypatch, log_lines):
+    monkeypatch.setattr(small.ranker, "recommend_one", lambda *a: 1 / 0)
     answer = client.post("/recommend", json={"basket": []})
     assert answer.status_code == 500 and "Zero" not in answer.text and "in our log" in answer.json()["error"]
-    assert "ZeroDivisionError" in caplog.text
+    fault, request = [json.loads(line) for line in log_lines()]  # every line is JSON, the traceback within one
+    assert fault["level"] == "error" and "ZeroDivisionError" in fault["traceback"] and "\n" in fault["traceback"]
+    assert fault["id"] == request["id"] and fault["id"] in answer.json()["error"] and request["status"] == 500
 
 
 def test_feedback_is_kept_by_pseudonym_and_survives_a_torn_line(client, settings):
@@ -550,11 +730,11 @@ def test_metrics_count_and_raise_the_alert(client, small):
         client.post("/recommend", json={"basket": ["i09", "i19", "i29"]})  # nothing but soap
     client.post("/recommend", json={"basket": ["none"]})
     found = client.get("/metrics").text
-    assert 'shop_requests_total{route="/recommend",status="200"} 300.0' in found
-    assert 'shop_requests_total{route="/recommend",status="422"} 1.0' in found
-    assert 'shop_seconds_bucket{le="0.015",route="/recommend"}' in found
-    assert 'shop_drift_alert{what="department"} 1.0' in found
-    assert f'shop_model{{version="{small.version}"}} 1.0' in found
+    assert 'http_requests_total{route="/recommend",status="200"} 300.0' in found
+    assert 'http_requests_total{route="/recommend",status="422"} 1.0' in found
+    assert 'http_request_duration_seconds_bucket{le="0.015",route="/recommend"}' in found
+    assert 'recutils_drift_alert{feature="department"} 1.0' in found
+    assert f'recutils_model_info{{version="{small.version}"}} 1.0' in found
     assert 'route="none"' not in found
     client.get("/wp-admin.php")
     assert 'route="none",status="404"' in client.get("/metrics").text and "wp-admin" not in client.get("/metrics").text
@@ -583,32 +763,49 @@ def test_openapi_has_examples_and_names_every_error(client):
 
 
 def test_not_ready_until_a_version_is_there(settings, small, encoder):
-    settings.look = 0.05
+    settings.poll_interval = 1e6
     with TestClient(app.create_app(settings)) as client:
         client.headers["X-API-Key"] = KEY
+        poll = functools.partial(client.portal.call, client.app.state.shared.store.poll)
+        poll()
         assert client.get("/health").status_code == 200
         answer = client.get("/ready")
         assert answer.status_code == 503 and answer.headers["Retry-After"] and "No artefact" in answer.json()["error"]
         assert client.post("/recommend", json={}).status_code == 503
-        artifact.save(small, settings.folder, encoder)
-        until = time.monotonic() + 20
-        while client.get("/ready").status_code != 200 and time.monotonic() < until:
-            time.sleep(0.05)
-        good = client.get("/ready").json()["version"]
+        version = artifact.save(small, settings.folder, encoder)
+        poll()
+        assert client.get("/ready").json()["version"] == version
         (settings.folder / "CURRENT").write_text("no-such-version")  # a slip of the hand
-        time.sleep(0.3)
-        assert client.get("/ready").json()["version"] == good
-        assert "no-such-version" in client.app.state.desk.shelf.trouble
+        poll()
+        assert client.get("/ready").json()["version"] == version
+        assert "no-such-version" in client.app.state.shared.store.error
 
 
 def test_a_version_with_other_pseudonyms_is_refused(settings, small, encoder):
     artifact.save(small, settings.folder, encoder)
-    settings.secret, settings.look = b"another secret altogether", 0.05
+    settings.secret, settings.poll_interval = b"another secret altogether", 1e6
     with TestClient(app.create_app(settings)) as client:
-        until = time.monotonic() + 20
-        while "secret" not in client.get("/ready").json()["error"] and time.monotonic() < until:
-            time.sleep(0.05)
+        client.portal.call(client.app.state.shared.store.poll)
         assert "another secret" in client.get("/ready").json()["error"]
+
+
+def test_a_swap_collects_no_garbage_and_leaves_none(settings, folder):
+    store, collected = state.ModelStore(settings), []
+    first, second = artifact.load(folder), artifact.load(folder)
+    old = weakref.ref(first)
+    gc.collect()
+    gc.disable()
+    gc.callbacks.append(lambda phase, info: collected.append(info["generation"]))
+    try:
+        store.activate(first)
+        del first
+        store.activate(second)
+        assert collected == []  # a collection stops every request while it lasts
+        assert old() is None  # freed all the same: no cycle of references holds it
+    finally:
+        gc.callbacks.pop()
+        gc.enable()
+        gc.unfreeze()
 
 
 # ---------------------------------------------------------------------------------------------- a running service
@@ -769,15 +966,16 @@ def test_ten_thousand_hostile_requests_bring_nothing_down(live, schema_driven):
     import requests
 
     host, port = address.removeprefix("http://").split(":")
-    connection, seen, start = http.client.HTTPConnection(host, int(port), timeout=20), {}, 0
+    connection, seen, start, unsent = http.client.HTTPConnection(host, int(port), timeout=20), {}, 0, 0
     asked = list(hand_written(key))
     with requests.Session() as session:
         for n, case in enumerate(schema_driven):
             case["headers"] = {**(case.get("headers") or {}), **({"X-API-Key": key} if n % 4 else {})}
             try:
-                status = session.request(**case, timeout=20).status_code
+                status = session.request(**case, timeout=20).status_code  # a dropped connection fails the test
             except (requests.exceptions.InvalidHeader, requests.exceptions.InvalidURL, UnicodeError):
-                status = 0  # it never left: not a thing that HTTP can say
+                unsent += 1  # it never left: not a thing that HTTP can say
+                continue
             seen[status] = seen.get(status, 0) + 1
     for n, request in enumerate(asked):
         status = send(connection, *request)
@@ -785,13 +983,14 @@ def test_ten_thousand_hostile_requests_bring_nothing_down(live, schema_driven):
         if n == 1000:
             start = shop.memory(process)
         assert 0 < status < 500, (status, request[:2], str(request[2])[:200])
-    assert not [status for status in seen if status >= 500], seen
-    print(len(schema_driven), len(asked), sorted(seen.items()), start, shop.memory(process))
-    assert len(schema_driven) + len(asked) >= 10_000, (len(schema_driven), len(asked))
+    assert not [status for status in seen if not 0 < status < 500], seen
+    print(len(schema_driven), len(asked), sorted(seen.items()), unsent, start, shop.memory(process))
+    assert sum(seen.values()) >= 10_000, (len(schema_driven), len(asked), unsent)
     assert process.poll() is None and shop.ask(f"{address}/recommend", key, {"basket": ["i00"]})[0] == 200
     assert shop.memory(process) - start < 30e6, (start, shop.memory(process))
-    assert seen[200] > 100 and seen[422] > 1000 and seen.get(0, 0) < 100, seen
-    assert "Traceback" not in (folder / "log.txt").read_text()
+    assert seen[200] > 100 and seen[422] > 1000, seen
+    lines = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]  # each line by itself
+    assert len(lines) >= sum(seen.values()) and not [line for line in lines if "traceback" in line]
 
 
 def test_broken_http_brings_nothing_down(live):
@@ -817,39 +1016,160 @@ def test_a_swap_fails_no_request(live, small, encoder):
         while not stop.is_set():
             answers.append(shop.ask(f"{address}/recommend", key, {"basket": ["i00"], "k": 2}))
 
+    def until_served(version):
+        until = time.monotonic() + 60
+        while not answers or answers[-1][1].get("version") != version:
+            assert time.monotonic() < until, (version, answers[-1:])
+            shop.ask(f"{address}/ready", None)
+
     threads = [threading.Thread(target=hammer) for _ in range(3)]
     for thread in threads:
         thread.start()
-    name, small.names[1] = small.names[1], "another name"
-    new = artifact.save(small, folder, encoder)
-    small.names[1] = name
-    time.sleep(2)
-    artifact.make_current(folder, old)
-    time.sleep(2)
-    stop.set()
+    try:
+        until_served(old)
+        name, small.names[1] = small.names[1], "another name"
+        new = artifact.save(small, folder, encoder)
+        small.names[1] = name
+        until_served(new)
+        artifact.set_current(folder, old)
+        until_served(old)
+    finally:
+        stop.set()
     for thread in threads:
         thread.join()
     assert {status for status, _ in answers} == {200}
-    turns = [version for version, _ in itertools.groupby(a["version"] for _, a in answers)]
-    assert {old, new} == set(turns) and answers[-1][1]["version"] == old
-    assert len(answers) > 200
+    assert {old, new} == {answer["version"] for _, answer in answers}
 
 
-def test_a_kill_during_start_up_loses_nothing(small, encoder, tmp_path):
-    artifact.save(small, tmp_path, encoder)
-    version = artifact.load(tmp_path).version
-    with shop.running(tmp_path) as (address, key, process):
+def test_lightgbm_starts_no_threads_of_its_own(live):
+    address, key, process, _ = live
+
+    def n_threads():
+        return len(os.listdir(f"/proc/{process.pid}/task"))
+
+    shop.ask(f"{address}/search?q=tea", key)  # the worker's thread
+    before = n_threads()
+    assert shop.ask(f"{address}/explain", key, {"basket": ["i00", "i07"], "item": "i05"})[0] == 200
+    assert shop.ask(f"{address}/recommend", key, {"basket": ["i00"]})[0] == 200
+    assert n_threads() == before
+
+
+def test_a_request_in_flight_is_answered_after_sigterm(folder):
+    body = json.dumps({"basket": ["i00"], "k": 2}).encode()
+    with shop.running(folder) as (address, key, process):
+        host, port = address.removeprefix("http://").split(":")
+        head = f"POST /recommend HTTP/1.1\r\nHost: x\r\nX-API-Key: {key}\r\nContent-Type: application/json\r\n"
+        with socket.create_connection((host, int(port)), timeout=20) as pipe:
+            pipe.sendall(f"{head}Content-Length: {len(body)}\r\nExpect: 100-continue\r\n\r\n".encode())
+            assert b"100 Continue" in pipe.recv(1000)  # the service waits for the body
+            process.send_signal(signal.SIGTERM)
+            until = time.monotonic() + 20
+            with contextlib.suppress(ConnectionError):
+                while time.monotonic() < until:  # until it accepts no more
+                    socket.create_connection((host, int(port)), timeout=5).close()
+            pipe.sendall(body)
+            answer = b""
+            while part := pipe.recv(10_000):
+                answer += part
+        assert b" 200 OK" in answer.split(b"\r\n")[0] and answer.count(b'"item"') == 2
+        assert process.wait(timeout=20) in (0, -signal.SIGTERM)
+    lines = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+    assert lines[-1]["route"] == "/recommend" and lines[-1]["status"] == 200
+
+
+def test_two_processes_serve_one_folder(folder, small, encoder):
+    with shop.running(folder) as (first, key, _), shop.running(folder) as (second, other, _):
+
+        def tell(address, key, event):
+            for n in range(100):
+                status, _ = shop.ask(f"{address}/feedback", key, {"item": f"i{n % 30:02d}", "event": event})
+                assert status == 202
+
+        threads = [threading.Thread(target=tell, args=a) for a in ((first, key, "shown"), (second, other, "added"))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        lines = [json.loads(line) for line in (folder / "feedback.jsonl").read_text().splitlines()]
+        for event in ("shown", "added"):
+            assert [line["item"] for line in lines if line["event"] == event] == [f"i{n % 30:02d}" for n in range(100)]
+        name, small.names[1] = small.names[1], "another name"
+        new = artifact.save(small, folder, encoder)
+        small.names[1] = name
+        until = time.monotonic() + 60
+        while any(shop.ask(f"{address}/ready", None)[1]["version"] != new for address in (first, second)):
+            assert time.monotonic() < until
+
+
+def test_a_kill_during_start_up_loses_nothing(folder):
+    version = artifact.load(folder).version
+    with shop.running(folder) as (address, key, process):
         for _ in range(20):
             shop.ask(f"{address}/feedback", key, {"item": "i00", "event": "shown"})
         process.send_signal(signal.SIGKILL)
-    for pause in (0.1, 0.5, 1.0, 1.5, 2.0):
-        with shop.running(tmp_path, wait=False) as (_, _, process):
-            time.sleep(pause)
-    with shop.running(tmp_path) as (address, key, process):
+    for stage in ("started", "listening"):
+        with shop.running(folder, wait=False) as (address, _, process):
+            while stage == "listening" and process.poll() is None:
+                with contextlib.suppress(OSError):
+                    if shop.ask(f"{address}/health", None)[0] == 200:
+                        break
+    with shop.running(folder) as (address, key, process):
         assert shop.ask(f"{address}/ready", None)[1]["version"] == version
         shop.ask(f"{address}/feedback", key, {"item": "i01", "event": "added"})
-    lines = [json.loads(line) for line in (tmp_path / "feedback.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "feedback.jsonl").read_text().splitlines()]
     assert [line["item"] for line in lines] == ["i00"] * 20 + ["i01"]
+
+
+# ---------------------------------------------------------------------------------------------- how it is deployed
+
+
+def test_the_container_starts_what_there_is():
+    lines = (ROOT / "deploy" / "Containerfile").read_text().splitlines()
+    steps = [line.split(" ", 1) for line in lines if line and not line.startswith("#")]
+    told = {name: rest for name, rest in steps if name not in ("COPY", "RUN")}
+    for sources in (rest.split()[:-1] for name, rest in steps if name == "COPY"):
+        assert all((ROOT / source).exists() for source in sources)
+    (install,) = (rest for name, rest in steps if name == "RUN" and "pip install" in rest)
+    assert '".[service]"' in install and "-c constraints.txt" in install
+    command = json.loads(told["CMD"])
+    assert command[:3] == ["python", "-m", "recutils.service"] and told["USER"] not in ("root", "0")
+    help_text = subprocess.run([sys.executable, *command[1:], "--help"], capture_output=True, text=True, check=True)
+    assert "--folder" in help_text.stdout
+    assert f":{told['EXPOSE']}/health" in lines[-2] and told["EXPOSE"] == "8000"
+    folder = dict(part.split("=") for part in told["ENV"].split())["RECUTILS_SERVED"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RECUTILS_SERVED", folder)
+        assert str(auth.default_folder()) == folder
+
+
+def test_kubernetes_asks_routes_that_there_are(client):
+    import yaml
+
+    deployment, scaler = yaml.safe_load_all((ROOT / "deploy" / "autoscaling.yaml").read_text())
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    (port,) = container["ports"]
+    for probe in ("livenessProbe", "readinessProbe", "startupProbe"):
+        asked = container[probe]["httpGet"]
+        assert client.get(asked["path"], headers={"X-API-Key": ""}).status_code == 200
+        assert asked["port"] == port["containerPort"] == 8000
+    assert container["livenessProbe"]["httpGet"]["path"] == "/health"  # an overloaded or loading one is not restarted
+    containerfile = (ROOT / "deploy" / "Containerfile").read_text()
+    assert f"RECUTILS_SERVED={container['volumeMounts'][0]['mountPath']}" in containerfile
+    assert f"--uid {deployment['spec']['template']['spec']['securityContext']['runAsUser']}" in containerfile
+    assert scaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    assert scaler["spec"]["minReplicas"] >= 2 and deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+
+
+def test_alert_rules_name_metrics_that_there_are(client):
+    import yaml
+
+    client.post("/recommend", json={"basket": ["i00"]})
+    there = {line.split("{")[0].split(" ")[0] for line in client.get("/metrics").text.splitlines() if line[0] != "#"}
+    (group,) = yaml.safe_load((ROOT / "deploy" / "alerts.yaml").read_text())["groups"]
+    for rule in group["rules"]:
+        named = set(re.findall(r"(?:http|recutils)_\w+", rule["expr"]))
+        assert named and named <= there, (rule["alert"], named - there)
+    assert {"Drift", "ModelNotLoaded", "Errors", "Slow"} == {rule["alert"] for rule in group["rules"]}
 
 
 def test_the_service_needs_no_torch():
@@ -869,12 +1189,12 @@ def test_a_time_of_the_shop_may_have_a_zone(client):
 def book_shop(tmp_path_factory):
     """The service on the book's own store, as `make serve` starts it."""
     folder = tmp_path_factory.mktemp("book")
-    build.book_shop(folder, shop.SECRET)
+    build.build_book_shop(folder, shop.SECRET)
     with shop.running(folder) as (address, key, _):
         yield address, key
 
 
-SCREENSHOT = app.PAGE / "screenshot.png"
+SCREENSHOT = app.PAGE_DIR / "screenshot.png"
 NAMES = "[...document.querySelectorAll('#{} .name')].map(n => n.firstChild.textContent)"
 
 

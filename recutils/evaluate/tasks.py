@@ -11,7 +11,7 @@ from scipy import sparse
 from recutils.data.schema import Baskets, Split
 from recutils.evaluate.metrics import METRICS, bootstrap_ci, coverage, rank_relevant
 from recutils.evaluate.results import provenance
-from recutils.models.base import Recommender, top_k, without_basket
+from recutils.models.base import Recommender, mask_basket, top_k
 from recutils.settings import SEED
 
 
@@ -142,7 +142,7 @@ def _evaluate(
     ranks, top = [], []
     size = 256
     for start, part in zip(range(0, len(queries), size), queries.batches(size), strict=True):
-        scores = without_basket(model.score(part).copy(), part)
+        scores = mask_basket(model.score(part).copy(), part)
         if np.isnan(scores).any():
             raise ValueError(f"{type(model).__name__}.score returned NaN; use -inf where it has nothing to say.")
         if candidates is not None:

@@ -1,48 +1,34 @@
-"""Why this item? Explanations of recommendations, and measures of whether they are true (chapter 06).
+"""Why this item? Explanations of recommendations (chapter 06, which also tests whether they are true).
 
-An explanation gives each part (an item of the basket, a field of the text, a source of evidence) a number: how much
-of the score is owed to it. Most here are exact; which are not, their docstrings say."""
+An explanation gives each part (an item of the basket, a group of features) a number: how much of the score is owed
+to it. Most here are exact; which are not, their docstrings say."""
 
 from recutils.explain.attribution import (
-    FAMILIES,
-    Worth,
-    all_but_one,
-    all_subsets,
+    FEATURE_GROUPS,
+    ValueFunction,
     basket_contributions,
-    basket_worth,
-    family,
+    basket_value_function,
+    feature_group,
+    leave_one_out_masks,
     occlusion,
-    shapley_values,
+    perturb_basket,
     tree_shap,
-    walk,
-    without_items,
 )
-from recutils.explain.explanation import Counterfactual, Explanation, Looked, Shop, counterfactual, explain
-from recutils.explain.text import BINDING, CONNECTIVES, RewriteRefused, check_rewrite, in_words, rewrite
+from recutils.explain.explanation import Explanation, ExplanationContext, explain
+from recutils.explain.text import sentence_template
 
 __all__ = [
-    "BINDING",
-    "CONNECTIVES",
-    "FAMILIES",
-    "Counterfactual",
+    "FEATURE_GROUPS",
     "Explanation",
-    "Looked",
-    "RewriteRefused",
-    "Shop",
-    "Worth",
-    "all_but_one",
-    "all_subsets",
+    "ExplanationContext",
+    "ValueFunction",
     "basket_contributions",
-    "basket_worth",
-    "check_rewrite",
-    "counterfactual",
+    "basket_value_function",
     "explain",
-    "family",
-    "in_words",
+    "feature_group",
+    "leave_one_out_masks",
     "occlusion",
-    "rewrite",
-    "shapley_values",
+    "perturb_basket",
+    "sentence_template",
     "tree_shap",
-    "walk",
-    "without_items",
 ]

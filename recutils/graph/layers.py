@@ -13,7 +13,7 @@ from torch_geometric.nn import GATConv, GCNConv, SAGEConv
 
 from recutils.data.schema import Baskets
 from recutils.graph.build import GraphError, as_tensor, build_item_graph, nearest_neighbours
-from recutils.models.embeddings import InnerProduct
+from recutils.models.embeddings import DotProduct
 from recutils.settings import TRAINING_SEED, cached, seed_everything
 from recutils.text.encoder import best_device
 from recutils.text.training import train_steps
@@ -94,7 +94,7 @@ class ItemEncoder(nn.Module):
         return self().cpu().numpy()
 
 
-class GraphRecommender(InnerProduct):
+class GraphRecommender(DotProduct):
     """An `ItemEncoder` trained on baskets: score_i = q . h_i + b_i, q = sum of the basket's h_j / sqrt(their number).
 
     The graph is built from the training baskets and the nearest `features`. Each step hides one item in each of

@@ -35,7 +35,7 @@ class NodeClassifier(nn.Module):
         return self.net(functional.dropout(x, self.dropout, self.training), graph)
 
 
-def train_node_classifier(
+def train_node_classifier(  # noqa: PLR0913  (a published signature)
     x: Any,
     edge_index: Any,
     y: Any,

@@ -1,12 +1,18 @@
 """The contract of every recommender (chapter 01)."""
 
+import copy
+import inspect
 from abc import ABC, abstractmethod
-from typing import Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
 from recutils.data.schema import Baskets
+
+ANONYMOUS = -1  # the household of a query that names none
+OneScore = tuple[np.ndarray | None, np.ndarray]  # columns, ascending (None: all of them), and their scores
 
 
 def top_k(scores: np.ndarray, k: int) -> np.ndarray:
@@ -27,21 +33,63 @@ def top_k(scores: np.ndarray, k: int) -> np.ndarray:
     return np.where(np.isneginf(best), -1, columns)
 
 
-def without_basket(scores: np.ndarray, queries: Baskets) -> np.ndarray:
+def mask_basket(scores: np.ndarray, queries: Baskets) -> np.ndarray:
     """The scores with -inf for what already lies in the open basket (written in place)."""
     rows, columns = queries.matrix.nonzero()
     scores[rows, columns] = -np.inf
     return scores
 
 
+def one_query(basket: Any, household: int, timestamp: Any, n_items: int | None) -> Baskets:
+    """A query of one row: `basket` holds item columns; `timestamp` is a datetime, or None where it is unknown."""
+    columns = np.unique(np.asarray(basket, dtype=np.int32))
+    values = np.ones(len(columns), np.float32)
+    matrix = sparse.csr_matrix((values, columns, np.array([0, len(columns)])), (1, n_items or 0))
+    if timestamp is None:
+        timestamp = np.datetime64("NaT", "ns")
+    elif not isinstance(timestamp, np.datetime64):
+        timestamp = np.datetime64(timestamp.replace(tzinfo=None), "ns")
+    return Baskets(matrix, np.array([household]), np.array([timestamp]))
+
+
+def purchases(train: Baskets, n_households: int | None = None, weight: np.ndarray | None = None) -> sparse.csr_matrix:
+    """Training baskets of each household that hold each item, each basket weighing 1 or `weight` (n_baskets,).
+
+    csr (n_households, n_items), float32, or as exact as `weight`; without `n_households` up to the last household
+    of `train`. Baskets of unknown households are left out.
+    """
+    if n_households is None:
+        n_households = int(train.households.max(initial=-1)) + 1
+    known = np.flatnonzero(train.households >= 0)
+    value = np.ones(len(known), np.float32) if weight is None else weight[known]
+    rows = sparse.csr_matrix((value, (train.households[known], known)), (n_households, len(train)))
+    bought = sparse.csr_matrix(rows @ train.matrix)
+    bought.sort_indices()
+    return bought
+
+
+def row_of(matrix: sparse.csr_matrix, row: int) -> tuple[np.ndarray, np.ndarray]:
+    """Columns and values stored in one row, as views."""
+    part = slice(matrix.indptr[row], matrix.indptr[row + 1])
+    return matrix.indices[part], matrix.data[part]
+
+
+NOTHING: OneScore = (np.zeros(0, np.int64), np.zeros(0, np.float32))
+
+
 class Recommender(ABC):
     """The contract of every model: `fit(train) -> self`, `score(queries) -> (n_queries, n_items)`.
 
-    A model writes `_fit` and `_score`; checks, top-k and batches are here, once.
+    A model writes `_fit` and `_score`; checks, top-k and batches are here, once. It may write more of the contract:
+    `score_one` where one basket can be answered faster than by a batch of one, `contributions` where its score adds
+    up over the basket, `state` and `from_state` where not all that it holds is needed to score. Arguments of
+    `__init__` are kept unchanged under their names, so that scikit-learn's `clone` can copy a model.
     """
 
     n_items: int | None = None
     n_households: int = 0
+    personal: ClassVar[bool] = False  # does `refresh` count it anew
+    saved_as: ClassVar[str | None] = None  # the class that `state` is for, where it is not the model's own
 
     def fit(self, train: Baskets) -> Self:
         """Learn from baskets; returns self. Raises ValueError when there are none."""
@@ -51,6 +99,13 @@ class Recommender(ABC):
         self.n_households = int(train.households.max(initial=-1)) + 1
         self._fit(train)
         return self
+
+    def refresh(self, train: Baskets) -> Self:
+        """A copy in which what households did is counted anew from `train`; nothing else changes.
+
+        A model that knows nothing of households (`personal` is False) is returned as it is.
+        """
+        return copy.copy(self).fit(train) if self.personal else self
 
     def score(self, queries: Baskets) -> np.ndarray:
         """Scores (n_queries, n_items), float32, higher is better. Raises ValueError before `fit` or for other items."""
@@ -63,6 +118,33 @@ class Recommender(ABC):
             )
         return np.asarray(self._score(queries), dtype=np.float32)
 
+    def score_one(self, basket: np.ndarray, household: int = ANONYMOUS, timestamp: Any = None) -> OneScore:
+        """The row of `score` for one open basket: (columns, their scores); the columns that it leaves out are -inf.
+
+        `basket`: different item columns, ascending; `household`: a row of the training households, else
+        `ANONYMOUS`; `timestamp`: a datetime or None. Columns None: a finite score for every item.
+        """
+        values = self.score(one_query(basket, household, timestamp, self.n_items))[0]
+        columns = np.flatnonzero(values > -np.inf)
+        return columns, values[columns]
+
+    def score_items(self, queries: Baskets, items: np.ndarray) -> np.ndarray:
+        """The score of one item a query, `items` (n_queries,); 0 where the model has nothing to say about it."""
+        score = self.score(queries)[np.arange(len(queries)), items].astype(float)
+        return np.where(np.isneginf(score), 0.0, score)
+
+    def contributions(self, basket: Baskets, item: int) -> np.ndarray | None:
+        """What each item of one open basket adds to the score of `item`, (n_items_of_it,), in order of its columns.
+
+        None for a model whose score is not a sum over the basket's items. What the score holds besides (a prior, a
+        bias, the past) is not among the parts.
+        """
+        return None
+
+    def fired_rules(self, basket: np.ndarray, item: int) -> pd.DataFrame | None:
+        """The association rules by which the model offers `item`, the strongest first; None where it has no rules."""
+        return None
+
     def recommend(self, queries: Baskets, k: int = 10) -> np.ndarray:
         """The `k` best items not yet in each basket, best first: (n_queries, k) columns, -1 where nothing is left.
 
@@ -70,29 +152,32 @@ class Recommender(ABC):
         """
         if k < 1:
             raise ValueError(f"k is {k}; ask for 1 item or more.")
-        batches = [top_k(without_basket(self.score(part), part), k) for part in queries.batches()]
+        batches = [top_k(mask_basket(self.score(part), part), k) for part in queries.batches()]
         return np.concatenate(batches) if batches else np.empty((0, k), dtype=int)
 
     def similar_items(self, item: int, k: int = 10) -> np.ndarray:
-        """The `k` items that the model offers to a stranger whose basket holds just `item` (a column number)."""
+        """The `k` items that the model offers an unknown household whose basket holds just `item` (a column)."""
         if self.n_items is None or not 0 <= item < self.n_items:
             raise ValueError(f"Item {item} is unknown; columns run from 0 to {(self.n_items or 0) - 1}.")
-        basket = sparse.csr_matrix(([1.0], ([0], [item])), shape=(1, self.n_items), dtype=np.float32)
-        return self.recommend(Baskets(basket, np.array([-1]), np.array(["NaT"], "datetime64[ns]")), k)[0]
+        return self.recommend(one_query([item], ANONYMOUS, None, self.n_items), k)[0]
 
-    def _purchases(self, train: Baskets, weight: np.ndarray | None = None) -> sparse.csr_matrix:
-        """Training baskets of each household that hold each item, each weighing 1 or `weight` (n_baskets,).
+    def state(self) -> dict[str, Any]:
+        """What scoring needs: numbers, strings, numpy arrays, csr matrices, models, and dicts and lists of these."""
+        return dict(vars(self))
 
-        (n_households, n_items).
-        """
-        known = train.households >= 0
-        weight = np.ones(len(train)) if weight is None else weight
-        shape = (self.n_households, len(train))
-        rows = sparse.csr_matrix((weight[known], (train.households[known], np.flatnonzero(known))), shape)
-        return sparse.csr_matrix(rows @ train.matrix)
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Self:
+        """A model that scores as the one whose `state` this is."""
+        model = cls.__new__(cls)
+        vars(model).update(state)
+        return model
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The arguments of `__init__` as they were passed, for scikit-learn's `clone`; `deep` changes nothing."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     def _of_households(self, table: sparse.csr_matrix, queries: Baskets) -> np.ndarray:
-        """The row of `table` (n_households, n_items) of each query's household; -inf for 0 and for strangers."""
+        """The row of `table` (n_households, n_items) of each query's household; -inf for 0 and unknown ones."""
         scores = np.full(queries.matrix.shape, -np.inf, dtype=np.float32)
         known = self._known(queries)
         rows = table[queries.households[known]].tocoo()

@@ -1,15 +1,15 @@
-"""Few numbers a household and an item (chapter 05)."""
+"""Factors of households and of items (chapter 05)."""
 
 import numpy as np
 from scipy import sparse
 
 from recutils.data.schema import Baskets
-from recutils.models.base import Recommender
+from recutils.models.base import Recommender, purchases
 from recutils.settings import TRAINING_SEED, n_threads
 
 
 class ALS(Recommender):
-    """Few numbers a household, few an item: score = (x_u + basket * x_q) . y_i.
+    """Factors of households and of items: score = (x_u + basket * x_q) . y_i.
 
     Implicit-feedback factors of the household-item matrix (`implicit`): minimise sum c_ui (p_ui - x_u . y_i)^2 +
     regularisation (|x|^2 + |y|^2), p = 1 where bought, c = 1 + confidence * log(1 + purchases). x_q solves the same
@@ -28,15 +28,15 @@ class ALS(Recommender):
         self.basket, self.seed = basket, seed
 
     def _fit(self, train: Baskets) -> None:
-        bought = self._purchases(train)
+        bought = purchases(train, self.n_households).astype(float)
         bought.data = 1 + self.confidence * np.log1p(bought.data)  # c_ui where p_ui is 1
-        self.of_households, self.of_items = _als(bought, self.factors, self.regularisation, self.seed)
+        self.user_factors, self.item_factors = _als(bought, self.factors, self.regularisation, self.seed)
 
     def _score(self, queries: Baskets) -> np.ndarray:
         taste = np.zeros((len(queries), self.factors), dtype=np.float32)
         known = self._known(queries)
-        taste[known] = self.of_households[queries.households[known]]
-        y = self.of_items
+        taste[known] = self.user_factors[queries.households[known]]
+        y = self.item_factors
         square = y.T @ y + self.regularisation * np.eye(self.factors, dtype=np.float32)
         c = self.confidence * np.log(2)
         for row in range(len(queries)):
@@ -66,14 +66,14 @@ class FeatureFactors(Recommender):
     `features` H (n_items, width) map to few factors by U, which households V weigh. With R = log(1 + purchases),
     each row of length 1, |R - V U^T H^T|^2 + regularisation |H U V^T|_H^2 has its least value in closed form: whiten
     H, project R, cut the singular values (reduced-rank regression; Izenman, 1975). Items never sold get scores too.
-    Strangers: -inf.
+    Unknown households: -inf.
     """
 
     def __init__(self, features: np.ndarray, factors: int = 64, regularisation: float = 1.0) -> None:
         self.features, self.factors, self.regularisation = features, factors, regularisation
 
     def _fit(self, train: Baskets) -> None:
-        ratings = self._purchases(train)
+        ratings = purchases(train, self.n_households).astype(float)
         ratings.data = np.log1p(ratings.data)
         length = np.sqrt(np.asarray(ratings.multiply(ratings).sum(axis=1)).ravel())
         ratings = sparse.csr_matrix(sparse.diags(1 / np.maximum(length, 1e-9)) @ ratings)
@@ -82,11 +82,11 @@ class FeatureFactors(Recommender):
         white = axes / np.sqrt(values)  # (width, width): (H white)^T (H white) is I, but for the regularisation
         left, weight, right = np.linalg.svd(ratings @ (h @ white), full_matrices=False)
         k = self.factors
-        self.of_households = (left[:, :k] * weight[:k]).astype(np.float32)  # V
-        self.of_items = (h @ white @ right[:k].T).astype(np.float32)  # H U
+        self.user_factors = (left[:, :k] * weight[:k]).astype(np.float32)  # V
+        self.item_factors = (h @ white @ right[:k].T).astype(np.float32)  # H U
 
     def _score(self, queries: Baskets) -> np.ndarray:
         scores = np.full(queries.matrix.shape, -np.inf, dtype=np.float32)
         known = self._known(queries)
-        scores[known] = self.of_households[queries.households[known]] @ self.of_items.T
+        scores[known] = self.user_factors[queries.households[known]] @ self.item_factors.T
         return scores

@@ -1,10 +1,12 @@
 """EASE, a linear model in closed form (chapters 01 and 05)."""
 
+from typing import Any
+
 import numpy as np
 from scipy import linalg
 
 from recutils.data.schema import Baskets
-from recutils.models.base import Recommender
+from recutils.models.base import ANONYMOUS, OneScore, Recommender
 from recutils.rules.measures import pair_counts
 
 
@@ -13,16 +15,25 @@ class EASE(Recommender):
 
     minimise |X - X B|^2 + regularisation |B|^2 with diag(B) = 0. With P = (X^T X + regularisation I)^-1:
     B_ij = -P_ij / P_jj off the diagonal. Scores are basket @ B. Dense: n_items^2 numbers of 8 bytes while
-    fitting, of 4 bytes after. Source: Steck (2019); derived in chapter 05.
+    fitting, of 4 bytes after. Raises ValueError for a penalty that is not above zero, and where the matrix to invert
+    is singular. Source: Steck (2019); derived in chapter 05.
     """
 
     def __init__(self, regularisation: float = 500.0) -> None:
         self.regularisation = regularisation
 
     def _fit(self, train: Baskets) -> None:
+        if not 0 < self.regularisation < np.inf:
+            raise ValueError(f"EASE's regularisation is {self.regularisation}; give a finite number above 0.")
         gram = pair_counts(train.matrix).astype(np.float64).toarray(order="F")  # (n_items, n_items)
         gram[np.diag_indices_from(gram)] += self.regularisation
-        factor, _ = linalg.lapack.dpotrf(gram, lower=1, overwrite_a=1)  # gram = L L^T
+        smallest = len(gram) * np.finfo(float).eps * gram.diagonal().max()  # a pivot below is nothing but rounding
+        factor, failed = linalg.lapack.dpotrf(gram, lower=1, overwrite_a=1)  # gram = L L^T
+        if failed or (factor.diagonal() ** 2).min() <= smallest:
+            raise ValueError(
+                f"EASE: with regularisation {self.regularisation} the items' matrix of joint purchases is singular to "
+                "the computer's precision; give a larger penalty (chapter 01 uses hundreds)."
+            )
         inverse, _ = linalg.lapack.dpotri(factor, lower=1, overwrite_c=1)  # its lower half
         p = inverse.astype(np.float32)
         del gram, factor, inverse
@@ -34,3 +45,11 @@ class EASE(Recommender):
 
     def _score(self, queries: Baskets) -> np.ndarray:
         return queries.matrix @ self.weights
+
+    def score_one(self, basket: np.ndarray, household: int = ANONYMOUS, timestamp: Any = None) -> OneScore:
+        """See `Recommender.score_one`."""
+        return None, self.weights[basket].sum(axis=0)
+
+    def contributions(self, basket: Baskets, item: int) -> np.ndarray:
+        """B_ji for each item j of the basket."""
+        return self.weights[basket.matrix.indices, item].astype(float)

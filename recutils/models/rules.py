@@ -1,10 +1,13 @@
 """Association rules as a recommender (chapter 04)."""
 
+from typing import Any
+
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
 from recutils.data.schema import Baskets
-from recutils.models.base import Recommender
+from recutils.models.base import ANONYMOUS, OneScore, Recommender
 from recutils.rules.association import association_rules
 from recutils.rules.matching import add_group_columns, antecedent_matrix, matching_rules, prune_generalised_rules
 
@@ -44,6 +47,40 @@ class RuleRecommender(Recommender):
         row, rule = matching_rules(self._seen(queries), self.left)
         scores[row, self.right[rule]] = self.weights[rule]
         return scores
+
+    def score_one(self, basket: np.ndarray, household: int = ANONYMOUS, timestamp: Any = None) -> OneScore:
+        """See `Recommender.score_one`."""
+        columns, scores = self._fired(basket), np.full(self.n_items or 0, -np.inf, dtype=np.float32)
+        scores[self.right[columns]] = self.weights[columns]
+        items = np.flatnonzero(scores > -np.inf)
+        return items, scores[items]
+
+    def fired_rules(self, basket: np.ndarray, item: int) -> pd.DataFrame | None:
+        """The rules that offer `item` to the basket, the strongest first; None for rules between groups."""
+        if self.groups is not None:
+            return None
+        fired = self._fired(basket)
+        return self.rules.iloc[fired[self.right[fired] == item][::-1]]
+
+    def _fired(self, basket: np.ndarray) -> np.ndarray:
+        """The rules whose whole left side lies in the basket, ascending."""
+        if self.groups is not None:
+            basket = np.union1d(basket, self.groups[basket] + len(self.groups)).astype(int)
+        left, n_rules = self.left, self.left.shape[1]
+        met = [left.indices[left.indptr[i] : left.indptr[i + 1]] for i in basket]
+        held = np.bincount(np.concatenate(met), minlength=n_rules) if met else np.zeros(n_rules, int)
+        return np.flatnonzero((held > 0) & (held == np.bincount(left.indices, minlength=n_rules)))
+
+    def state(self) -> dict[str, Any]:
+        """See `Recommender.state`; of the rules' table what explanations show."""
+        return dict(vars(self)) | {"rules": {c: self.rules[c].to_numpy() for c in ("support", "confidence", "lift")}}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "RuleRecommender":
+        """See `Recommender.from_state`."""
+        left = state["left"].tocsc()
+        sides = [frozenset(part.tolist()) for part in np.split(left.indices, left.indptr[1:-1])]
+        return super().from_state(state | {"rules": pd.DataFrame({"antecedents": sides, **state["rules"]})})
 
     def _seen(self, baskets: Baskets) -> sparse.csr_matrix:
         return baskets.matrix if self.groups is None else add_group_columns(baskets.matrix, self.groups)

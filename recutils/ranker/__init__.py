@@ -1,13 +1,16 @@
 """The ranker in two stages: candidates, features, LambdaMART (chapter 05)."""
 
-from recutils.ranker.candidates import Candidates, hide_in_turn, time_slot
-from recutils.ranker.ranker import BATCH, HybridRanker, shop_members, shop_ranker
+from recutils.ranker.candidates import Candidates, holdout_queries
+from recutils.ranker.features import FeatureBuilder, time_slot
+from recutils.ranker.ranker import HybridRanker, RankerSettings, Trees, shop_members, shop_ranker
 
 __all__ = [
-    "BATCH",
     "Candidates",
+    "FeatureBuilder",
     "HybridRanker",
-    "hide_in_turn",
+    "RankerSettings",
+    "Trees",
+    "holdout_queries",
     "shop_members",
     "shop_ranker",
     "time_slot",

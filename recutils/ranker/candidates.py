@@ -1,81 +1,132 @@
-"""Candidates of a query and the queries that a ranker learns from (chapter 05)."""
+"""Candidates: what the members of a ranker retrieve for a query, and the queries it learns from (chapter 05)."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
 from recutils.data.schema import Baskets
+from recutils.models.base import Recommender
 from recutils.settings import SEED
 
 
 @dataclass
-class Candidates:
-    """Proposed (query, item) pairs, a row each, in order of query.
+class MemberScores:
+    """What all members say about one query, and which items they retrieve.
 
-    `rows`, `columns`: which query, which item; `told`: what the trees see (a column each); `wanted`: was it hidden;
-    `proposed` (n_candidates, n_members): by whom, in the order of `members`.
+    - `values` (n_members, n_items) float32: -inf where a member has nothing to say and for what lies in the basket
+    - `mean`, `scale` (n_members,) float32: mean of a member's finite scores, 1 / their standard deviation (0 where
+      there are none)
+    - `retrieved` (n_members, n_items) bool
+    """
+
+    values: np.ndarray
+    mean: np.ndarray
+    scale: np.ndarray
+    retrieved: np.ndarray
+
+
+def member_scores(
+    members: Iterable[Recommender], n_candidates: Sequence[int], n_items: int, query: tuple[np.ndarray, int, Any]
+) -> MemberScores:
+    """Ask each member about one query (basket, household, timestamp); it retrieves its `n_candidates` best items.
+
+    Ties at the end of a member's list go by column, so that the list does not depend on the processor.
+    """
+    n, basket = len(n_candidates), query[0]
+    found = MemberScores(
+        np.full((n, n_items), -np.inf, np.float32),
+        np.zeros(n, np.float32),
+        np.zeros(n, np.float32),
+        np.zeros((n, n_items), bool),
+    )
+    for row, (member, count) in enumerate(zip(members, n_candidates, strict=True)):
+        columns, scores = member.score_one(*query)
+        values = found.values[row]
+        if columns is None:
+            values[:] = scores
+            values[basket] = 0.0  # no part in the sums
+            n_finite, total, square = n_items - len(basket), values.sum(), values @ values
+            values[basket] = -np.inf
+            found.retrieved[row, best_columns(values, count)] = True
+        else:
+            values[columns] = scores
+            values[basket] = -np.inf
+            scores = values[columns]
+            finite = scores > -np.inf
+            if not finite.all():
+                columns, scores = columns[finite], scores[finite]
+            n_finite, total, square = len(scores), scores.sum(), scores @ scores
+            found.retrieved[row, columns[best_columns(scores, count)]] = True
+        if n_finite:
+            mean = float(total) / n_finite
+            found.mean[row] = mean
+            found.scale[row] = 1 / np.sqrt(max(float(square) / n_finite - mean**2, 1e-12))
+    return found
+
+
+def best_columns(scores: np.ndarray, n: int) -> np.ndarray:
+    """Columns of the `n` highest finite scores of a row, in no order; ties at the end of the list go by column."""
+    if n <= 0:
+        return np.zeros(0, np.int64)
+    if len(scores) > n:
+        bound = np.partition(scores, len(scores) - n)[len(scores) - n]
+        if bound > -np.inf:
+            above = np.flatnonzero(scores > bound)
+            tied = np.flatnonzero(scores == bound)
+            return np.concatenate([above, tied[: n - len(above)]])
+    return np.flatnonzero(scores > -np.inf)
+
+
+@dataclass
+class Candidates:
+    """Retrieved (query, item) pairs, a row each, in order of query and item.
+
+    - `rows`, `columns` (n_candidates,): which query, which item
+    - `features`: a table, one row a candidate, what the trees see
+    - `labels` (n_candidates,) bool: was it hidden
+    - `retrieved_by` (n_candidates, n_members) bool: by whom, in the order of `members`
     """
 
     rows: np.ndarray
     columns: np.ndarray
-    told: pd.DataFrame
-    wanted: np.ndarray
-    proposed: np.ndarray
+    features: pd.DataFrame
+    labels: np.ndarray
+    retrieved_by: np.ndarray
     members: list[str]
 
     def without(self, members: Collection[str], columns: Collection[str] = ()) -> "Candidates":
-        """As if these members were not there: their two columns and what only they proposed; and other columns."""
+        """As if these members were not there: their two columns and what only they retrieved; and other columns."""
         place = [i for i, name in enumerate(self.members) if name not in members]
         gone = [f"{name}{end}" for name in members for end in ("", "_z")]
-        keep = self.proposed[:, place].any(axis=1)
-        told = self.told.loc[keep, ~self.told.columns.isin([*gone, *columns])]
+        keep = self.retrieved_by[:, place].any(axis=1)
+        features = self.features.loc[keep, ~self.features.columns.isin([*gone, *columns])]
         rest = [name for name in self.members if name not in members]
-        parts = (self.rows[keep], self.columns[keep], told, self.wanted[keep], self.proposed[keep][:, place])
-        return Candidates(*parts, rest)
+        labels, retrieved_by = self.labels[keep], self.retrieved_by[keep][:, place]
+        return Candidates(self.rows[keep], self.columns[keep], features, labels, retrieved_by, rest)
 
 
-def _joined(parts: list[Candidates]) -> Candidates:
-    """All parts as one; each gives up its table on the way, so that no row lies in memory twice."""
-    columns, end = parts[0].told.columns, 0
-    told = np.empty((sum(len(p.rows) for p in parts), len(columns)), np.float32)
-    for p in parts:
-        start, end = end, end + len(p.rows)
-        told[start:end] = p.told
-        p.told = p.told.head(0).copy()
-    rows, items, wanted, proposed = (
-        np.concatenate([getattr(p, name) for p in parts]) for name in ("rows", "columns", "wanted", "proposed")
-    )
-    return Candidates(rows, items, pd.DataFrame(told, columns=columns), wanted, proposed, parts[0].members)
-
-
-def hide_in_turn(baskets: Baskets, hides: int, seed: int = SEED) -> tuple[Baskets, sparse.csr_matrix]:
-    """Queries from baskets of three items or more: up to `hides` of them hidden one at a time, then all at once.
+def holdout_queries(baskets: Baskets, n_holdouts: int, seed: int = SEED) -> tuple[Baskets, sparse.csr_matrix]:
+    """Queries from baskets of three items or more: up to `n_holdouts` of them hidden one at a time, then all at once.
 
     Returns the open baskets and what was hidden, a row a query; the queries of one basket lie together.
     """
     rng = np.random.default_rng(seed)
     matrix = baskets.matrix
     source: list[int] = []  # the basket of each query
-    hidden: list[np.ndarray] = []  # the places in matrix.indices that it hides
+    hidden: list[np.ndarray] = []  # the positions in matrix.indices that it hides
     for row in np.flatnonzero(np.diff(matrix.indptr) >= 3):
-        places = np.arange(matrix.indptr[row], matrix.indptr[row + 1])
-        chosen = rng.permutation(places)[:hides].reshape(-1, 1)
-        hidden += [*chosen, places]
+        positions = np.arange(matrix.indptr[row], matrix.indptr[row + 1])
+        chosen = rng.permutation(positions)[:n_holdouts].reshape(-1, 1)
+        hidden += [*chosen, positions]
         source += [int(row)] * (len(chosen) + 1)
     query = np.repeat(np.arange(len(hidden)), [len(h) for h in hidden])
-    place = np.concatenate(hidden)
+    position = np.concatenate(hidden)
     shape = (len(hidden), matrix.shape[1])
-    wanted = sparse.csr_matrix((np.ones(len(place), np.float32), (query, matrix.indices[place])), shape)
-    rest = sparse.csr_matrix(matrix[source] - wanted)
+    labels = sparse.csr_matrix((np.ones(len(position), np.float32), (query, matrix.indices[position])), shape)
+    rest = sparse.csr_matrix(matrix[source] - labels)
     rest.eliminate_zeros()
-    return Baskets(rest, baskets.households[source], baskets.timestamps[source]), wanted
-
-
-def time_slot(moments: np.ndarray) -> np.ndarray:
-    """Twelve slots: the six quarters-of-four-hours of a weekday (0 to 5) or of a weekend (6 to 11); -1 unknown."""
-    times = pd.DatetimeIndex(moments)
-    slot = times.hour // 4 + 6 * (times.day_of_week >= 5)
-    return np.where(times.isna(), -1, slot).astype(int)
+    return Baskets(rest, baskets.households[source], baskets.timestamps[source]), labels

@@ -1,220 +1,339 @@
-"""Two stages: members propose, boosted trees put in order (chapter 05)."""
+"""Two stages: members retrieve candidates, boosted trees put them in order (chapter 05)."""
 
 import copy
-from collections.abc import Mapping
-from typing import Self
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
 from recutils.data.schema import Baskets
-from recutils.models.base import Recommender, age_in_days, without_basket
+from recutils.models.base import ANONYMOUS, OneScore, Recommender, top_k
 from recutils.models.embeddings import EmbeddingRecommender
-from recutils.models.habits import TIFUKNN, HouseholdFrequency, HouseholdRecency, OwnBaskets
+from recutils.models.habits import HouseholdRecency, HouseholdSessionKNN
 from recutils.models.linear import EASE
-from recutils.models.neighbours import ItemKNN, UserKNN
+from recutils.models.neighbours import ItemKNN
 from recutils.models.rules import RuleRecommender
-from recutils.ranker.candidates import Candidates, _joined, hide_in_turn, time_slot
+from recutils.ranker.candidates import Candidates, MemberScores, holdout_queries, member_scores
+from recutils.ranker.features import FeatureBuilder, slot_of, time_slot
 from recutils.settings import TRAINING_SEED, cached, n_threads, release_memory
 
-BATCH = 128  # queries at a time: each brings a row of all items for every member
+BATCH = 128  # queries whose candidates are scored at once
+
+
+@dataclass(frozen=True)
+class RankerSettings:
+    """How a `HybridRanker` retrieves and learns.
+
+    - `n_candidates`: how many items each member retrieves, one number for all or a number a name
+    - `fallback`: the member by whose order the items follow that no member retrieved
+    - `n_holdouts`: how many items of a label basket are hidden in turn (and once all of them, so that the trees know
+      empty baskets); `n_negatives`: about how many candidates that were not hidden the trees see of each query
+    - `n_trees`, `seed`: of the trees
+    """
+
+    n_candidates: int | Mapping[str, int] = 50
+    fallback: str = "text"
+    n_holdouts: int = 4
+    n_negatives: int = 40
+    n_trees: int = 100
+    seed: int = TRAINING_SEED
+
+    def count(self, member: str) -> int:
+        """How many items a member retrieves."""
+        return self.n_candidates if isinstance(self.n_candidates, int) else self.n_candidates[member]
+
+    def check(self, members: Sequence[str]) -> None:
+        """Raises ValueError where names do not fit the members."""
+        if self.fallback not in members:
+            raise ValueError(f"fallback is {self.fallback!r}; name one of the members: {', '.join(members)}.")
+        if not isinstance(self.n_candidates, int) and set(self.n_candidates) != set(members):
+            wrong = ", ".join(sorted(set(self.n_candidates) ^ set(members)))
+            raise ValueError(f"n_candidates and the members differ in {wrong}; give one number a member.")
+
+
+DEFAULTS = RankerSettings()
+
+
+@dataclass
+class Trees:
+    """LambdaMART as it was grown: the columns it reads, in order, and LightGBM's booster."""
+
+    columns: list[str]
+    booster: Any
+
+    @classmethod
+    def from_text(cls, columns: list[str], text: str) -> Self:
+        """From LightGBM's own text form."""
+        import lightgbm
+
+        return cls(columns, lightgbm.Booster(model_str=text))
+
+    def predict(self, features: pd.DataFrame) -> np.ndarray:
+        """Scores (n_candidates,) of a table that holds the columns, in any order."""
+        return np.asarray(self.booster.predict(features[self.columns].to_numpy(np.float32)))
 
 
 class HybridRanker(Recommender):
-    """Two stages: members propose candidates, boosted trees (LambdaMART) put them in order. Chapter 05.
+    """Two stages: members retrieve candidates, boosted trees (LambdaMART) put them in order. Chapter 05.
 
-    - `members`: named recommenders; each proposes its best items, `quota` of them (a number, or one a name), and
-      gives two columns: its score, and the score standardised over all items it has scored for the query; a member
-      that was fitted before it is passed in stays as it is
-    - `labels`: baskets after training; from each, up to `hides` items are hidden in turn (and once all of them, so
-      that the trees know empty baskets), and the trees learn to put what was hidden first; None: `fit` grows no
-      trees, `learn` does
-    - `groups`: a table (n_items rows) of labels, such as type and category: how many of the basket's items, and how
-      many of the household's, share the candidate's
-    - `numbers`: a table (n_items rows) of further item columns, such as the price
+    - `members`: named recommenders; each retrieves its best items and gives two columns (see `FeatureBuilder`); a
+      member that was fitted before it is passed in stays as it is
+    - `groups`, `item_columns`: tables with a row an item, see `FeatureBuilder`
+    - `label_baskets`: baskets after training, opened by `holdout_queries`, from which the trees learn to put what was
+      hidden first; None: `fit` grows no trees, `fit_ranker` or `use_trees` does
 
-    Items that no member proposes follow behind in the order of the member `behind`, so that every item has a
-    place. Source: Burges (2010); trees by LightGBM (Ke et al., 2017).
+    A batch is scored query by query, by the code that serves one basket, so both give the same scores. Items that no
+    member retrieves follow below the candidates in the order of the member `settings.fallback`.
+    Source: Burges (2010); trees by LightGBM (Ke et al., 2017).
     """
 
     def __init__(
         self,
         members: Mapping[str, Recommender],
-        labels: Baskets | None,
         groups: pd.DataFrame,
-        numbers: pd.DataFrame | None = None,
-        behind: str = "text",
-        quota: int | Mapping[str, int] = 50,
-        hides: int = 4,
-        trees: int = 100,
-        seed: int = TRAINING_SEED,
+        item_columns: pd.DataFrame | None = None,
+        label_baskets: Baskets | None = None,
+        settings: RankerSettings = DEFAULTS,
     ) -> None:
-        if behind not in members:
-            raise ValueError(f"behind is {behind!r}; name one of the members: {', '.join(members)}.")
-        self.members, self.labels, self.groups, self.numbers = dict(members), labels, groups, numbers
-        self.behind, self.hides, self.trees, self.seed = behind, hides, trees, seed
-        self.quota = {name: quota if isinstance(quota, int) else quota[name] for name in members}
+        settings.check(list(members))
+        self.members, self.groups, self.item_columns = members, groups, item_columns
+        self.label_baskets, self.settings = label_baskets, settings
         self.to_fit = [name for name, member in members.items() if member.n_items is None]
+
+    # ------------------------------------------------------------------------------------------ learning
 
     def _fit(self, train: Baskets) -> None:
         for name in self.to_fit:
             self.members[name].fit(train)
         release_memory()  # what fitting needed for a while
-        self._know_items(train)
-        self._know_households(train)
-        if self.labels is not None:
-            self.learn(self.table(*hide_in_turn(self.labels, self.hides), negatives=40))
+        self.features = FeatureBuilder(list(self.members), self.groups, self.item_columns)
+        self.features.fit_item_features(train).fit_household_features(train)
+        if self.label_baskets is not None:
+            queries, labels = holdout_queries(self.label_baskets, self.settings.n_holdouts)
+            self.fit_ranker(self.table(queries, labels, self.settings.n_negatives))
 
-    def learn(self, table: "Candidates") -> Self:
+    def fit_ranker(self, table: Candidates) -> Self:
         """Grow the trees on a table of candidates; nothing else changes. What was grown is kept on disk."""
-        told = table.told.to_numpy(np.float32)
-        self.names = list(table.told)
-        text = _grow_trees(told, table.wanted, np.bincount(table.rows), self.trees, self.seed)
-        import lightgbm
+        features, sizes = table.features.to_numpy(np.float32), np.bincount(table.rows)
+        text = _grow_trees(features, table.labels, sizes, self.settings.n_trees, self.settings.seed)
+        return self.use_trees(Trees.from_text(list(table.features), text))
 
-        self.booster = lightgbm.Booster(model_str=text)
+    def use_trees(self, trees: Trees) -> Self:
+        """Take over trees that were grown elsewhere. Raises ValueError where they read columns that are not here."""
+        columns = self.features.columns
+        if missing := [name for name in trees.columns if name not in columns]:
+            raise ValueError(f"The trees read {', '.join(missing)}, which this ranker's members do not give.")
+        self.trees = trees
+        self.tree_columns = np.array([columns.index(name) for name in trees.columns])  # where they stand
         return self
 
-    def remember(self, train: Baskets) -> Self:
-        """A copy in which only what households did is learned anew, from `train`; nothing else changes."""
+    def refresh(self, train: Baskets) -> Self:
+        """A copy in which only what households did is counted anew, from `train`; nothing else changes."""
         other = copy.copy(self)
         other.n_households = int(train.households.max(initial=-1)) + 1
-        personal = (HouseholdFrequency, HouseholdRecency, OwnBaskets, TIFUKNN, UserKNN)
-        other.members = {
-            name: copy.copy(member).fit(train) if isinstance(member, personal) else member
-            for name, member in self.members.items()
-        }
-        other._know_households(train)
+        other.members = {name: member.refresh(train) for name, member in self.members.items()}
+        other.features = copy.copy(self.features).fit_household_features(train)
         return other
 
-    def _know_items(self, train: Baskets) -> None:
-        matrix, size, age = train.matrix, np.diff(train.matrix.indptr), age_in_days(train)
-        sold = np.asarray(matrix.sum(axis=0)).ravel()
-        self.sold = sold > 0
-        lately = np.asarray(matrix[age < 28].sum(axis=0)).ravel()
-        buyers = self._purchases(train).tocsc()
-        again = np.add.reduceat(np.append(buyers.data > 1, 0), buyers.indptr[:-1]) * (np.diff(buyers.indptr) > 0)
-        self.of_items = {
-            "popularity": np.log1p(sold),
-            "trend": np.log((lately + 5) / (sold * np.mean(age < 28) + 5)),
-            "repeat": again / np.maximum(np.diff(buyers.indptr), 1),
-            "usual_size": (matrix.T @ size) / np.maximum(sold, 1),
-            **({} if self.numbers is None else {c: self.numbers[c].to_numpy(float) for c in self.numbers}),
-        }
-        slot = time_slot(train.timestamps)
-        share = np.bincount(slot + 1, minlength=13)[:, None] / len(train)  # row 0: moment unknown
-        rows = sparse.csr_matrix((np.ones(len(train)), (slot + 1, np.arange(len(train)))), (13, len(train)))
-        self.slots = np.log(((rows @ matrix).toarray() + 20 * share + 1e-9) / (share * (sold + 20) + 1e-9))
-        self.slots[0] = 0
-        self.codes = {c: pd.factorize(self.groups[c], use_na_sentinel=False)[0] for c in self.groups}
-        self.one_hot = {c: sparse.csr_matrix(pd.get_dummies(v).to_numpy(np.float32)) for c, v in self.codes.items()}
+    def with_member(self, name: str, member: Recommender) -> Self:
+        """A copy in which a fitted `member` stands in the place of the one of that name."""
+        if name not in self.members:
+            raise ValueError(f"There is no member {name!r}; there are {', '.join(self.members)}.")
+        other = copy.copy(self)
+        other.members = {**self.members, name: member}
+        return other
 
-    def _know_households(self, train: Baskets) -> None:
-        bought = self._purchases(train)
-        n = np.bincount(train.households[train.households >= 0], minlength=self.n_households)
-        per = sparse.diags(1 / np.maximum(n, 1)) @ bought
-        self.of_households = {"baskets": n, "their_size": np.asarray(per.sum(axis=1)).ravel()}
-        self.of_households |= {f"their_{c}": (per @ m).toarray() for c, m in self.one_hot.items()}
+    # ------------------------------------------------------------------------------------------ candidates
 
     def table(
         self,
         queries: Baskets,
-        wanted: sparse.csr_matrix | None = None,
-        negatives: int | None = None,
-        also: int | None = None,
-    ) -> "Candidates":
-        """The candidates of all queries, in batches; `wanted` (n_queries, n_items) marks what was hidden.
+        labels: sparse.csr_matrix | None = None,
+        n_negatives: int | None = None,
+        force_include: int | None = None,
+    ) -> Candidates:
+        """The candidates of all queries; `labels` (n_queries, n_items) marks what was hidden.
 
-        `also`: an item that is looked at for every query, proposed or not.
+        `force_include`: an item that is a candidate of every query, retrieved or not.
 
-        With `negatives`, about that many candidates that were not wanted are drawn for each query, and queries
-        without a wanted candidate are left out: enough to learn from, never to measure with.
+        With `n_negatives`, about that many candidates that were not hidden are drawn for each query, and queries
+        without a hidden candidate are left out: enough to learn from, never to measure with.
         """
-        rng = np.random.default_rng(self.seed)
-        parts = []
-        for start in range(0, len(queries), BATCH):
-            part = queries[start : start + BATCH]
-            hidden = None if wanted is None else wanted[start : start + BATCH]
-            parts.append(self._table(part, self._heard(part), hidden, negatives, rng, also))
-            parts[-1].rows += start
-        return _joined(parts)
+        rng = np.random.default_rng(self.settings.seed)
+        hidden = np.zeros(queries.matrix.shape[1], bool)
+        parts: list[tuple[np.ndarray, ...]] = []
+        for row, (query, slot) in enumerate(_each(queries)):
+            found, items = self._candidates(query, force_include)
+            hidden[:] = False
+            if labels is not None:
+                hidden[labels.indices[labels.indptr[row] : labels.indptr[row + 1]]] = True
+            if n_negatives is not None:
+                drawn = rng.random(len(hidden)) < n_negatives / max(len(items), 1)
+                items = items[drawn[items] | hidden[items]] if hidden[items].any() else items[:0]
+            features = self.features.build_features(found, items, *query[:2], slot)
+            parts.append((np.full(len(items), row), items, features, hidden[items], found.retrieved[:, items].T))
+        return self._joined(parts)
 
-    def look(self, queries: Baskets, items: np.ndarray) -> pd.DataFrame:
-        """What the trees would see of one item a query, `items` (n_queries,), proposed or not: a row a query."""
-        heard = self._heard(queries)
-        for score in heard.values():
-            without_basket(score, queries)
-        told = self._tell(queries, heard, np.arange(len(queries)), np.asarray(items))
-        return pd.DataFrame(told, dtype=np.float32)[self.names]
+    def _joined(self, parts: list[tuple[np.ndarray, ...]]) -> Candidates:
+        """All parts as one; each gives up its features on the way, so that no row lies in memory twice for long."""
+        names = list(self.members)
+        parts = [(*_nothing(len(self.features.columns), len(names)),), *parts]
+        rows, items, _, labels, retrieved = (np.concatenate(column) for column in zip(*parts, strict=True))
+        features, end = np.empty((len(rows), len(self.features.columns)), np.float32), 0
+        for n, part in enumerate(parts):
+            features[end : end + len(part[0])] = part[2]
+            end, parts[n] = end + len(part[0]), ()
+        table = pd.DataFrame(features, columns=self.features.columns)
+        return Candidates(rows, items, table, labels, retrieved, names)
 
-    def _heard(self, queries: Baskets) -> dict[str, np.ndarray]:
-        """What each member says of every item: arrays of our own, which `_table` writes into."""
-        return {name: member.score(queries).copy() for name, member in self.members.items()}
+    def _candidates(
+        self, query: tuple[np.ndarray, int, Any], force_include: int | None = None
+    ) -> tuple[MemberScores, np.ndarray]:
+        """What the members say of one query, and the candidates' columns, ascending."""
+        counts = [self.settings.count(name) for name in self.members]
+        found = member_scores(self.members.values(), counts, self.n_items or 0, query)
+        found.retrieved &= self.features.sold  # of an item never sold only the fallback may speak
+        retrieved: np.ndarray = np.logical_or.reduce(found.retrieved)
+        if force_include is not None:
+            retrieved[force_include] = True
+        return found, np.flatnonzero(retrieved)
 
-    def _table(
-        self,
-        queries: Baskets,
-        scores: dict[str, np.ndarray],
-        wanted: sparse.csr_matrix | None = None,
-        negatives: int | None = None,
-        rng: np.random.Generator | None = None,
-        also: int | None = None,
-    ) -> "Candidates":
-        for score in scores.values():
-            without_basket(score, queries)
-        proposed = np.zeros((len(scores), *queries.matrix.shape), dtype=bool)
-        for place, (name, score) in enumerate(scores.items()):
-            best = np.argpartition(-score, min(self.quota[name], score.shape[1] - 1), axis=1)[:, : self.quota[name]]
-            np.put_along_axis(proposed[place], best, np.isfinite(np.take_along_axis(score, best, axis=1)), axis=1)
-        proposed &= self.sold  # of an item never sold only the member `behind` may speak
-        mask = np.asarray(proposed.any(axis=0))
-        if also is not None:
-            mask[:, also] = True
-        hidden = np.zeros(mask.shape, bool) if wanted is None else wanted.toarray() > 0
-        if negatives is not None and rng is not None:
-            drawn = rng.random(mask.shape) < negatives / np.maximum(mask.sum(axis=1, keepdims=True), 1)
-            mask &= (drawn | hidden) & (mask & hidden).any(axis=1, keepdims=True)
-        rows, columns = mask.nonzero()
-        told = pd.DataFrame(self._tell(queries, scores, rows, columns), dtype=np.float32)
-        return Candidates(rows, columns, told, hidden[rows, columns], proposed[:, rows, columns].T, list(scores))
+    def features_for_items(self, queries: Baskets, items: np.ndarray) -> pd.DataFrame:
+        """What the trees see of one item a query, `items` (n_queries,), retrieved or not: a row a query."""
+        rows = []
+        for item, (query, slot) in zip(np.asarray(items), _each(queries), strict=True):
+            found, _ = self._candidates(query)
+            rows.append(self.features.build_features(found, np.array([item]), *query[:2], slot))
+        return pd.DataFrame(np.concatenate(rows), columns=self.features.columns)[self.trees.columns]
 
-    def _tell(
-        self, queries: Baskets, scores: dict[str, np.ndarray], rows: np.ndarray, columns: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        told: dict[str, np.ndarray] = {}
-        for name, score in scores.items():
-            value = score[rows, columns]
-            value[np.isneginf(value)] = np.nan
-            finite = np.isfinite(score)
-            score[~finite] = 0
-            n = np.maximum(finite.sum(axis=1), 1)
-            mean = score.sum(axis=1) / n
-            square = np.einsum("ij,ij->i", score, score) / n - mean**2
-            told |= {name: value, f"{name}_z": (value - mean[rows]) / np.sqrt(np.maximum(square, 1e-12))[rows]}
-        size = np.diff(queries.matrix.indptr)
-        told |= {name: value[columns] for name, value in self.of_items.items()}
-        told |= {"slot": self.slots[time_slot(queries.timestamps)[rows] + 1, columns], "size": size[rows]}
-        for name, code in self.codes.items():
-            told[f"same_{name}"] = (queries.matrix @ self.one_hot[name]).toarray()[rows, code[columns]]
-        # A stranger is a household that has bought nothing: the last row, all zeros, is its.
-        known = (queries.households >= 0) & (queries.households < self.n_households)
-        house = np.where(known, queries.households, -1)[rows]
-        for name, value in self.of_households.items():
-            of = value[house] if value.ndim == 1 else value[house, self.codes[name.removeprefix("their_")][columns]]
-            told[name] = np.where(house >= 0, of, 0)
-        return told
+    # ------------------------------------------------------------------------------------------ scores
+
+    def score_candidates(self, table: Candidates) -> np.ndarray:
+        """The trees' scores of a table of candidates: (n_candidates,)."""
+        return self.trees.predict(table.features)
+
+    def score_items(self, queries: Baskets, items: np.ndarray) -> np.ndarray:
+        """The score of one item a query as if it had been retrieved, so that it does not jump where it was not."""
+        return self.trees.predict(self.features_for_items(queries, items))
 
     def _score(self, queries: Baskets) -> np.ndarray:
         scores = np.empty(queries.matrix.shape, dtype=np.float32)
+        fallback = list(self.members).index(self.settings.fallback)
         for start in range(0, len(queries), BATCH):
-            part = queries[start : start + BATCH]
-            heard = self._heard(part)
-            scores[start : start + BATCH] = heard[self.behind] - 100  # below every sum of leaves
-            table = self._table(part, heard)
-            if len(table.rows):
-                scores[start + table.rows, table.columns] = self.booster.predict(table.told[self.names].to_numpy())
+            items, features = [], []
+            for row, (query, slot) in enumerate(_each(queries[start : start + BATCH]), start):
+                found, columns = self._candidates(query)
+                items.append(columns)
+                features.append(self._tree_features(found, columns, query, slot))
+                scores[row] = found.values[fallback]
+            ends = np.cumsum([len(columns) for columns in items])
+            found_scores = self._predict(np.concatenate(features))
+            for row, (columns, own) in enumerate(zip(items, np.split(found_scores, ends[:-1]), strict=True), start):
+                scores[row] = below(scores[row], columns, own)
+                scores[row, columns] = own
         return scores
+
+    def score_one(self, basket: np.ndarray, household: int = ANONYMOUS, timestamp: Any = None) -> OneScore:
+        """See `Recommender.score_one`: the row that `score` gives."""
+        items, own, fallback = self._rank_one(basket, household, timestamp)
+        scores = below(fallback, items, own)
+        scores[items] = own
+        columns = np.flatnonzero(scores > -np.inf)
+        return columns, scores[columns]
+
+    def recommend_one(
+        self, basket: Any, household: int = ANONYMOUS, timestamp: Any = None, k: int = 10
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The `k` best items that are not in one open basket, best first, and their scores: as `recommend`, fast.
+
+        `basket`: item columns; `household`: a row of the training households, else unknown; `timestamp`: a datetime
+        or None.
+        """
+        items, scores, fallback = self._rank_one(basket, household, timestamp)
+        if len(items) < k:
+            rest = below(fallback, items, scores)
+            more = top_k(rest[None], k - len(items))[0]
+            more = more[more >= 0]
+            items, scores = np.append(items, more), np.append(scores, rest[more])
+        best = np.argsort(-scores, kind="stable")[:k]
+        return items[best], scores[best]
+
+    def _rank_one(self, basket: Any, household: int, timestamp: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Candidates of one query, their scores, and the fallback's scores of all items (n_items,)."""
+        query = (np.unique(np.asarray(basket, dtype=np.int64)), household, timestamp)
+        found, items = self._candidates(query)
+        scores = self._predict(self._tree_features(found, items, query, slot_of(timestamp)), num_threads=1)
+        return items, scores, found.values[list(self.members).index(self.settings.fallback)]
+
+    def _tree_features(
+        self, found: MemberScores, items: np.ndarray, query: tuple[np.ndarray, int, Any], slot: int
+    ) -> np.ndarray:
+        """The columns that the trees read, in their order."""
+        features = self.features.build_features(found, items, *query[:2], slot)
+        return features if self.trees.columns == self.features.columns else features[:, self.tree_columns]
+
+    def _predict(self, features: np.ndarray, **how: int) -> np.ndarray:
+        if not len(features):
+            return np.zeros(0, np.float32)
+        return np.asarray(self.trees.booster.predict(features, **how), dtype=np.float32)
+
+    def fired_rules(self, basket: np.ndarray, item: int) -> pd.DataFrame | None:
+        """See `Recommender.fired_rules`: those of the first member that has rules."""
+        found = (member.fired_rules(basket, item) for member in self.members.values())
+        return next((rules for rules in found if rules is not None), None)
+
+    # ------------------------------------------------------------------------------------------ state
+
+    def state(self) -> dict[str, Any]:
+        """See `Recommender.state`."""
+        return {
+            "members": dict(self.members),
+            "features": self.features.state(),
+            "trees": {"columns": self.trees.columns, "model": self.trees.booster.model_to_string()},
+            "settings": asdict(self.settings),
+            "n_items": self.n_items,
+            "n_households": self.n_households,
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Self:
+        """See `Recommender.from_state`."""
+        ranker = cls.__new__(cls)
+        vars(ranker).update(state, groups=None, item_columns=None, label_baskets=None, to_fit=[])
+        ranker.settings = RankerSettings(**state["settings"])
+        ranker.features = FeatureBuilder.from_state(state["features"])
+        return ranker.use_trees(Trees.from_text(state["trees"]["columns"], state["trees"]["model"]))
+
+
+def _each(queries: Baskets) -> Iterator[tuple[tuple[np.ndarray, int, Any], int]]:
+    """Each query as (basket, household, timestamp), and its time slot."""
+    matrix, slots = queries.matrix, time_slot(queries.timestamps).tolist()
+    for row, (household, slot) in enumerate(zip(queries.households.tolist(), slots, strict=True)):
+        basket = np.sort(matrix.indices[matrix.indptr[row] : matrix.indptr[row + 1]])
+        yield (basket, household, queries.timestamps[row]), slot
+
+
+def _nothing(n_columns: int, n_members: int) -> tuple[np.ndarray, ...]:
+    """The part of no query, so that a table of none has its columns too."""
+    none = np.zeros(0, np.int64)
+    return none, none, np.zeros((0, n_columns), np.float32), none.astype(bool), np.zeros((0, n_members), bool)
+
+
+def below(fallback: np.ndarray, items: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Scores of all items but the candidates, below every candidate's, in the order of `fallback` (n_items,).
+
+    Equal ones stay equal; -inf stays, and stands for the candidates too. Whole steps downwards, so that float32
+    keeps the order however large or close the fallback's own scores are.
+    """
+    rest = fallback.copy()
+    rest[items] = -np.inf
+    finite = np.flatnonzero(rest > -np.inf)
+    _, level = np.unique(-rest[finite], return_inverse=True)
+    rest[finite] = np.floor(scores.min(initial=0)) - 1 - level
+    return rest
 
 
 def shop_members(words: np.ndarray, network: Recommender) -> dict[str, Recommender]:
@@ -225,30 +344,45 @@ def shop_members(words: np.ndarray, network: Recommender) -> dict[str, Recommend
         "rules": RuleRecommender(),
         "text": EmbeddingRecommender(words),
         "graph": network,
-        "share": HouseholdRecency(100_000),  # never fades
+        "share": HouseholdRecency(100_000),  # no decay
         "recency": HouseholdRecency(90),
         "lately": HouseholdRecency(30),
-        "own_baskets": OwnBaskets(),
+        "own_baskets": HouseholdSessionKNN(),
     }
 
 
+SHOP_CANDIDATES = {
+    "ease": 40,
+    "item_knn": 30,
+    "rules": 20,
+    "text": 10,
+    "graph": 10,
+    "share": 40,
+    "recency": 40,
+    "lately": 20,
+    "own_baskets": 40,
+}
+
+
 def shop_ranker(
-    items: pd.DataFrame, prices: np.ndarray, members: Mapping[str, Recommender], labels: Baskets | None = None
+    items: pd.DataFrame,
+    prices: np.ndarray,
+    members: Mapping[str, Recommender],
+    label_baskets: Baskets | None = None,
 ) -> HybridRanker:
-    """The book's ranker, not yet fitted: `shop_members`, how many each proposes, an item's groups and price."""
-    quota = dict(zip(members, (40, 30, 20, 10, 10, 40, 40, 20, 40), strict=True))
-    groups, numbers = items[["department", "category", "type"]], pd.DataFrame({"price": prices})
-    return HybridRanker(members, labels, groups, numbers, quota=quota)
+    """The book's ranker, not yet fitted: `shop_members`, how many each retrieves, an item's groups and price."""
+    groups, item_columns = items[["department", "category", "type"]], pd.DataFrame({"price": prices})
+    return HybridRanker(members, groups, item_columns, label_baskets, RankerSettings(SHOP_CANDIDATES))
 
 
 @cached(libraries=("lightgbm",))
-def _grow_trees(told: np.ndarray, wanted: np.ndarray, sizes: np.ndarray, trees: int, seed: int) -> str:
+def _grow_trees(features: np.ndarray, labels: np.ndarray, sizes: np.ndarray, n_trees: int, seed: int) -> str:
     import lightgbm
 
     ranker = lightgbm.LGBMRanker(
         objective="lambdarank",
         lambdarank_truncation_level=10,
-        n_estimators=trees,
+        n_estimators=n_trees,
         learning_rate=0.12,
         num_leaves=31,
         min_child_samples=50,
@@ -263,5 +397,5 @@ def _grow_trees(told: np.ndarray, wanted: np.ndarray, sizes: np.ndarray, trees: 
         force_row_wise=True,
         verbose=-1,
     )
-    ranker.fit(told, wanted.astype(np.int8), group=sizes[sizes > 0])
+    ranker.fit(features, labels.astype(np.int8), group=sizes[sizes > 0])
     return ranker.booster_.model_to_string()

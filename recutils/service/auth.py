@@ -1,4 +1,4 @@
-"""Settings, keys and limits of the service (chapter 07)."""
+"""Settings, API keys and rate limits of the service (chapter 07)."""
 
 import hashlib
 import hmac
@@ -6,92 +6,131 @@ import json
 import os
 import secrets
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from recutils.settings import cache_folder
 
 
-@dataclass
-class Settings:
-    """Where the service finds things, and what it allows.
+class ServiceSettings(BaseSettings):
+    """Where the service finds things, and what it allows. Each may come from the environment, as `RECUTILS_RATE`.
 
     - `folder`: artefacts, as `artifact.save` writes them; `feedback.jsonl` is kept beside them
     - `secret`: 16 bytes or more, makes pseudonyms of household ids
-    - `keys`: the SHA-256 of each API key, by the name of its holder
-    - `rate`, `burst`: requests a second and at once that one key may make of this process; some count more, see `COST`
+    - `keys`: the SHA-256 of each API key, by the id of its client
+    - `rate`, `burst`: requests a second and at once that one key may make of this process; some routes cost more than
+      one, see `middleware.REQUEST_COST`
     - `max_body`, `max_feedback`: bytes of one request, and of the feedback file
+    - `poll_interval`: seconds between checks of which version is current
     """
+
+    model_config = SettingsConfigDict(env_prefix="RECUTILS_", hide_input_in_errors=True)
 
     folder: Path
-    secret: bytes
-    keys: dict[str, str] = field(default_factory=dict)
-    rate: float = 50
-    burst: float = 100
+    secret: bytes = Field(repr=False)
+    keys: dict[str, str] = Field(default={}, repr=False)
+    rate: float = Field(default=50, gt=0)
+    burst: float = Field(default=100, gt=0)
     max_body: int = 64 * 1024
     max_feedback: int = 1_000_000_000
-    look: float = 0.5  # seconds between looks at which version is current
+    poll_interval: float = 0.5
 
-    def __post_init__(self) -> None:
-        if len(self.secret) < 16:
+    @field_validator("secret")
+    @classmethod
+    def long_enough(cls, secret: bytes) -> bytes:
+        """16 bytes at least."""
+        if len(secret) < 16:
             raise ValueError("The secret (RECUTILS_SECRET) is too short; 16 bytes or more are wanted.")
+        return secret
 
 
-def new_key(folder: Path, name: str) -> str:
+def create_key(folder: Path, client: str) -> str:
     """Make an API key, keep its SHA-256 in `keys.json` of the folder, and return it: it cannot be read there again.
 
-    A key is 32 random bytes, so that a plain hash is enough; a password would need a slow one.
+    A key is 32 random bytes, so that a plain hash is enough; a password would need a slow one. Several processes may
+    make keys at the same time.
     """
     key = secrets.token_urlsafe(32)
-    file = folder / "keys.json"
-    keys = json.loads(file.read_text()) if file.exists() else {}
-    _write(file, json.dumps({**keys, name: hashlib.sha256(key.encode()).hexdigest()}, indent=1))
+    with _locked(folder):
+        keys = _read_keys(folder) | {client: hashlib.sha256(key.encode()).hexdigest()}
+        _write(folder / "keys.json", json.dumps(keys, indent=1))
     return key
 
 
-def settings_from(folder: Path, **limits: Any) -> Settings:
-    """Settings from a folder: `RECUTILS_SECRET` or the file `secret` (made if missing), and `keys.json`."""
-    folder.mkdir(parents=True, exist_ok=True)
+def load_settings(folder: Path | None = None, **limits: Any) -> ServiceSettings:
+    """Settings from a folder: `RECUTILS_SECRET` or the file `secret` (made if missing), and `keys.json`.
+
+    `folder`: else `RECUTILS_SERVED`, else `served` in the book's cache.
+    """
+    folder = folder or default_folder()
+    secret = os.environ.get("RECUTILS_SECRET", "").encode() or _read_secret(folder)
+    return ServiceSettings(folder=folder, secret=secret, **{"keys": _read_keys(folder), **limits})
+
+
+def default_folder() -> Path:
+    """`RECUTILS_SERVED`, else `served` in the book's cache."""
+    return Path(os.environ.get("RECUTILS_SERVED") or cache_folder() / "served")
+
+
+def _read_keys(folder: Path) -> dict[str, str]:
+    file = folder / "keys.json"
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def _read_secret(folder: Path) -> bytes:
+    """The secret of a folder; the first process that asks makes it."""
     file = folder / "secret"
-    if "RECUTILS_SECRET" not in os.environ and not file.exists():
-        _write(file, secrets.token_hex(32))
-    secret = os.environ.get("RECUTILS_SECRET") or file.read_text().strip()
-    keys = folder / "keys.json"
-    return Settings(folder, secret.encode(), json.loads(keys.read_text()) if keys.exists() else {}, **limits)
+    if not file.exists():
+        with _locked(folder):
+            if not file.exists():
+                _write(file, secrets.token_hex(32))
+    return file.read_bytes().strip()
+
+
+def _locked(folder: Path) -> FileLock:
+    """One process at a time may change what lies in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / ".lock", mode=0o600, poll_interval=0.005)
 
 
 def _write(file: Path, text: str) -> None:
     """Whole or not at all, and for the owner's eyes only."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     new = file.with_name(f".{file.name}-{os.getpid()}")
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
         stream.write(text)
     os.replace(new, file)
 
 
-class Gate:
-    """Who may come in, and how often: keys compared in constant time, a bucket of tokens a key."""
+class Authenticator:
+    """Whose key it is; `keys`: the SHA-256 of each API key, by the id of its client."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.tokens = dict.fromkeys(settings.keys, (settings.burst, time.monotonic()))
+    def __init__(self, keys: dict[str, str]) -> None:
+        self.keys = keys
 
-    def holder(self, key: str) -> str | None:
-        """Whose key it is, or None. All keys are compared whatever the answer, each in constant time."""
+    def client_id(self, key: str) -> str | None:
+        """The client of a key, or None. All keys are compared whatever the answer, each in constant time."""
         digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
-        found = [name for name, known in self.settings.keys.items() if hmac.compare_digest(known, digest)]
+        found = [client for client, known in self.keys.items() if hmac.compare_digest(known, digest)]
         return found[0] if found else None
 
-    def wait(self, name: str, cost: float = 1) -> float:
-        """Take tokens; the seconds until there are as many (0: come in)."""
-        left, at = self.tokens[name]
-        now, cost = time.monotonic(), min(cost, self.settings.burst)
-        left = min(left + (now - at) * self.settings.rate, self.settings.burst)
-        self.tokens[name] = (left - cost if left >= cost else left, now)
-        return 0.0 if left >= cost else (cost - left) / self.settings.rate
 
+class RateLimiter:
+    """A token bucket for each client: `rate` tokens a second, `burst` at most. `clock` gives seconds."""
 
-def default_folder() -> Path:
-    """`RECUTILS_SERVED`, else `served` in the book's cache."""
-    return Path(os.environ.get("RECUTILS_SERVED") or cache_folder() / "served")
+    def __init__(self, rate: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.rate, self.burst, self.clock = rate, burst, clock
+        self.buckets: dict[str, tuple[float, float]] = {}  # tokens, and when they were counted
+
+    def wait(self, client: str, cost: float = 1) -> float:
+        """Take `cost` tokens; the seconds until there are as many (0: they were taken)."""
+        now, cost = self.clock(), min(cost, self.burst)
+        tokens, counted = self.buckets.get(client, (self.burst, now))
+        tokens = min(tokens + (now - counted) * self.rate, self.burst)
+        wait = max(cost - tokens, 0) / self.rate
+        self.buckets[client] = (tokens if wait else tokens - cost, now)
+        return wait

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,119 +12,197 @@ from scipy import sparse
 
 from recutils.bundles import pair_affinity
 from recutils.data.schema import Baskets, item_text
-from recutils.evaluate.tasks import hide_one
-from recutils.models.base import age_in_days, top_k
+from recutils.models.base import ANONYMOUS, age_in_days, purchases, row_of, top_k
 from recutils.ranker.ranker import HybridRanker, shop_members, shop_ranker
 from recutils.rules.measures import pair_counts
-from recutils.service.artifact import Served, save
-from recutils.service.monitor import ks_of_counts, psi
+from recutils.service.artifact import Artifact, save
+from recutils.service.monitor import drift_limit
 from recutils.service.onnx_encoder import OnnxEncoder, export_onnx
 from recutils.service.pseudonyms import pseudonym
-from recutils.service.search import split_up, word_table
-from recutils.service.single_basket import _slice
+from recutils.service.search import bm25_index, split_up
+from recutils.settings import SEED
+
+SIZE_EDGES = np.array([2, 3, 5, 8, 12, 20])
 
 
-def replacements(vectors: np.ndarray, matrix: sparse.csr_matrix, n: int = 20) -> np.ndarray:
+MONITORED_COUNTS = [300, 1000, 3000, 10_000]
+
+
+@dataclass
+class ShopData:
+    """What a shop knows beside its ranker.
+
+    - `items`: as in `Split.items`, with a `department` (else the first text column in its place)
+    - `prices` (n_items,), nan where unknown; `households`: one id a household of `train`
+    - `train`: the baskets that the ranker was fitted on; `recent`: later ones, which tell what requests look like
+    - `names`: what shoppers read (else the items' words)
+    - `kinds`: items of one kind are not put into one bundle (else every item is a kind of its own)
+    - `anonymous`: requests come without household and moment, as the page sends them; tills send both
+    """
+
+    items: pd.DataFrame
+    prices: np.ndarray
+    households: Sequence[Any]
+    train: Baskets
+    recent: Baskets
+    names: Sequence[str] | None = None
+    kinds: Sequence[Any] | None = None
+    anonymous: bool = False
+
+
+def assemble(ranker: HybridRanker, shop: ShopData, encoder: Path, secret: bytes) -> Artifact:
+    """What a shop serves. `encoder`: the folder of an exported text encoder; `secret` makes pseudonyms."""
+    items, train = shop.items, shop.train
+    texts = item_text(items).to_list()
+    department = "department" if "department" in items else items.columns[items.columns != "item_id"][0]
+    reader = OnnxEncoder(encoder, threads=2)
+    embeddings = reader.encode(texts)
+    vocabulary, bm25_weights = bm25_index(texts)
+    bought, visits = household_purchases(train)
+    kinds = np.arange(len(items)) if shop.kinds is None else np.asarray(shop.kinds)
+    artifact = Artifact(
+        ranker=ranker,
+        item_ids=[str(i) for i in items["item_id"]],
+        names=list(texts if shop.names is None else shop.names),
+        departments=items[department].fillna("").astype(str).to_list(),
+        prices=np.asarray(shop.prices, dtype=np.float64),
+        kinds=pd.factorize(kinds, use_na_sentinel=False)[0],
+        affinity=pair_affinity(train.matrix, 0.75),
+        substitutes=substitutes(embeddings, train.matrix),
+        pseudonyms=[pseudonym(household, secret) for household in shop.households][: len(visits)],
+        purchases=bought,
+        visits=visits,
+        vocabulary=vocabulary,
+        bm25_weights=bm25_weights,
+        text_embeddings=embeddings,
+        reference={},
+        secret_check=pseudonym("the shop's own check", secret),
+        encoder=reader,
+    )
+    artifact.reference = reference_profile(artifact, train, shop.recent, shop.anonymous)
+    return artifact
+
+
+def household_purchases(train: Baskets) -> tuple[sparse.csr_matrix, np.ndarray]:
+    """How many baskets of a household held an item, csr (n_households, n_items), and of all of them (n_households,)."""
+    return purchases(train), np.bincount(train.households[train.households >= 0])
+
+
+def substitutes(embeddings: np.ndarray, matrix: sparse.csr_matrix, n: int = 20) -> np.ndarray:
     """What could stand in for each item: alike in words, and bought together more seldom than chance would have it.
 
-    Unit `vectors` (n_items, width) of texts, training baskets `matrix` (n_baskets, n_items) -> (n_items, n), best
+    Unit `embeddings` (n_items, width) of texts, training baskets `matrix` (n_baskets, n_items) -> (n_items, n), best
     first, -1 where there is none. Chapter 03.
     """
     counts, sold = pair_counts(matrix).tocsr(), np.asarray(matrix.sum(axis=0)).ravel()
-    best = np.empty((len(vectors), min(n, len(vectors))), dtype=np.int64)
-    for start in range(0, len(vectors), 512):
-        rows = np.arange(start, min(start + 512, len(vectors)))
-        close = vectors[rows] @ vectors.T
+    best = np.empty((len(embeddings), min(n, len(embeddings))), dtype=np.int64)
+    for start in range(0, len(embeddings), 512):
+        rows = np.arange(start, min(start + 512, len(embeddings)))
+        close = embeddings[rows] @ embeddings.T
         close[counts[rows].toarray() > np.outer(sold[rows], sold) / matrix.shape[0]] = -np.inf
         close[np.arange(len(rows)), rows] = -np.inf
         best[rows] = top_k(close, n)
     return best
 
 
-def assemble(
-    ranker: HybridRanker,
-    items: pd.DataFrame,
-    prices: np.ndarray,
-    households: Sequence[Any],
-    train: Baskets,
-    recent: Baskets,
-    encoder: Path,
-    secret: bytes,
-    names: Sequence[str] | None = None,
-    kinds: Sequence[Any] | None = None,
-) -> Served:
-    """What a shop serves, from a ranker fitted on `train`, its items and the folder of an exported text encoder.
+def replay_requests(baskets: Baskets, seed: int = SEED) -> tuple[Baskets, np.ndarray]:
+    """The requests that baskets make while they are filled: open baskets, and of which basket each is (n_requests,).
 
-    `recent`: later baskets, which tell what is usual.
-    `items` as in `Split.items`, with a `department` (else the first text column in its place); `households` one id a
-    household of `train`; `secret` makes their pseudonyms. `names`: what shoppers read (else the items' words);
-    `kinds`: items of one kind are not put into one bundle (else every item is a kind of its own).
+    The items of a basket come in a random order, with a request after each but the last: n items make n - 1 requests,
+    of 1 to n - 1 items.
     """
-    texts = item_text(items).to_list()
-    of_kind = "department" if "department" in items else items.columns[items.columns != "item_id"][0]
-    reader = OnnxEncoder(encoder, threads=2)
-    vectors = reader.encode(texts)
-    words, word_weights = word_table(texts)
-    past = ranker._purchases(train)
-    served = Served(
-        ranker=ranker,
-        item_ids=[str(i) for i in items["item_id"]],
-        names=list(texts if names is None else names),
-        departments=items[of_kind].fillna("").astype(str).to_list(),
-        prices=np.asarray(prices, dtype=np.float64),
-        kinds=np.arange(len(items)) if kinds is None else pd.factorize(np.asarray(kinds), use_na_sentinel=False)[0],
-        pairs=pair_affinity(train.matrix, 0.75),
-        similar=replacements(vectors, train.matrix),
-        pseudonyms=[pseudonym(household, secret) for household in households][: past.shape[0]],
-        past=past,
-        visits=np.bincount(train.households[train.households >= 0], minlength=past.shape[0]),
-        words=words,
-        word_weights=word_weights,
-        text_vectors=vectors,
-        usual={},
-        secret_check=pseudonym("the shop's own check", secret),
-        encoder=reader,
-    )
-    served.usual = usual_of(served, train, recent)
-    return served
+    sizes = np.diff(baskets.matrix.indptr)
+    session = np.repeat(np.arange(len(sizes)), np.maximum(sizes - 1, 0))  # (n_requests,)
+    n_items = np.arange(len(session)) - np.searchsorted(session, session) + 1  # 1, 2, ... within each session
+    order = np.lexsort((np.random.default_rng(seed).random(sizes.sum()), np.repeat(np.arange(len(sizes)), sizes)))
+    shuffled = baskets.matrix.indices[order]
+    ends = np.append(0, np.cumsum(n_items))
+    within = np.arange(ends[-1]) - np.repeat(ends[:-1], n_items)
+    columns = shuffled[np.repeat(baskets.matrix.indptr[session], n_items) + within]
+    ones = np.ones(len(columns), np.float32)
+    matrix = sparse.csr_matrix((ones, columns, ends), (len(session), baskets.matrix.shape[1]))
+    matrix.sort_indices()
+    return Baskets(matrix, baskets.households[session], baskets.timestamps[session]), session
 
 
-def usual_of(served: Served, train: Baskets, recent: Baskets, n: int = 1000) -> dict[str, Any]:
-    """What is usual, for `Monitor`: counts of departments and sizes of open baskets and of first offers' scores.
+def reference_profile(
+    artifact: Artifact, train: Baskets, recent: Baskets, anonymous: bool = False, n: int = 300
+) -> dict[str, Any]:
+    """What `DriftMonitor` takes: departments and sizes of open baskets and first offers' scores, and their limits.
 
-    From n of the `recent` baskets, which the ranker has not learned from, each with one item still to come. A limit
-    is one and a half times the most that a week of `train` differed from the eight before it; for scores, that the
-    halves of the recent baskets differ.
+    The reference is what `recent` baskets, which the ranker has not learned from, ask while they are filled (scores:
+    n of them). A limit is the 0.99 quantile of what as many counts as are monitored differ by without a cause: those
+    of one week of `train` from the eight before it, and scores from scores of other baskets drawn from the same.
     """
-    edges = {"size": np.array([2, 3, 5, 8, 12, 20])}
-    week = (age_in_days(train) // 7).astype(int)  # 0 is the last
-
-    def counts(matrix: sparse.csr_matrix) -> dict[str, np.ndarray]:
-        size = np.searchsorted(edges["size"], np.diff(matrix.indptr), side="right")
-        departments = np.bincount(served.department_codes[matrix.indices], minlength=len(served.department_names))
-        return {"department": departments, "size": np.bincount(size, minlength=len(edges["size"]) + 1)}
-
-    weeks = [counts(train.matrix[np.flatnonzero(week == k)]) for k in range(week.max() + 1)]
-    measures = {"department": psi, "size": ks_of_counts}
+    histograms = {"department": len(artifact.department_names), "size": len(SIZE_EDGES) + 1}
+    counts = {name: np.zeros(0) for name in histograms}
+    weeks = _sample_by_week(train)
+    of_weeks = [_session_counts(artifact, week) for week in weeks]
+    of_recent = _session_counts(artifact, _sample(recent, 8000))
     limits = {}
-    for name, measure in measures.items():
-        of = np.array([c[name] for c in weeks])
-        steps = [measure(of[k + 1 : k + 9].sum(axis=0), of[k]) for k in range(max(len(of) - 9, 1))]
-        limits[name] = 1.5 * max(steps)
-    queries, _ = hide_one(recent)
-    queries = queries[:: max(len(queries) // n, 1)]
-    best = np.full(len(queries), np.nan)
-    for row, household in enumerate(queries.households.tolist()):
-        columns = queries.matrix.indices[_slice(queries.matrix, row)]
-        best[row] = served.quick.recommend(columns, household, None, 1)[1][0]
-    edges["score"] = np.unique(np.quantile(best, np.arange(0.1, 1, 0.1)))
-    bins = np.searchsorted(edges["score"], best, side="right")
-    halves = [np.bincount(part, minlength=len(edges["score"]) + 1) for part in (bins[::2], bins[1::2])]
-    limits["score"] = 1.5 * ks_of_counts(*halves)
-    return {"counts": counts(queries.matrix) | {"score": halves[0] + halves[1]}, "edges": edges, "limits": limits}
+    for name in histograms:
+        before = [np.concatenate([w[name] for w in of_weeks[k + 1 : k + 9]]) for k in range(max(len(weeks) - 8, 1))]
+        pairs = [
+            (past, week[name]) for past, week in zip(before, of_weeks, strict=False) if len(past) and len(week[name])
+        ]
+        pairs = pairs or [(of_recent[name], of_recent[name])]
+        limits[name] = [drift_limit(pairs, size, numeric=name == "size") for size in MONITORED_COUNTS]
+        counts[name] = of_recent[name].sum(axis=0)
+    scores, session = first_scores(artifact, _sample(recent, n), anonymous)
+    edges = np.unique(np.quantile(scores, np.arange(0.1, 1, 0.1)))
+    of_scores = _histograms(session, np.searchsorted(edges, scores, side="right"), len(edges) + 1)
+    counts["score"] = of_scores.sum(axis=0)
+    limits["score"] = [drift_limit([(of_scores, of_scores)], size, numeric=True) for size in MONITORED_COUNTS]
+    return {
+        "counts": counts,
+        "edges": {"size": SIZE_EDGES, "score": edges},
+        "sizes": MONITORED_COUNTS,
+        "limits": limits,
+    }
 
 
-def shop_names(items: pd.DataFrame) -> list[str]:
+def first_scores(artifact: Artifact, baskets: Baskets, anonymous: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The score of the first offer to each request that baskets make while they are filled, and its session."""
+    requests, session = replay_requests(baskets)
+    matrix, scores = requests.matrix, np.empty(len(requests))
+    for row, household in enumerate(requests.households.tolist()):
+        columns, _ = row_of(matrix, row)
+        moment = None if anonymous else pd.Timestamp(requests.timestamps[row]).to_pydatetime()
+        who = ANONYMOUS if anonymous else household
+        scores[row] = artifact.ranker.recommend_one(columns, who, moment, 1)[1][0]
+    return scores, session
+
+
+def _sample(baskets: Baskets, n: int) -> Baskets:
+    """n baskets of two items or more, drawn at random."""
+    rows = np.flatnonzero(np.diff(baskets.matrix.indptr) > 1)
+    return baskets[np.random.default_rng(SEED).permutation(rows)[:n]]
+
+
+def _sample_by_week(baskets: Baskets, n: int = 1000) -> list[Baskets]:
+    """n baskets of each week, the last week first."""
+    week = (age_in_days(baskets) // 7).astype(int)
+    return [_sample(baskets[np.flatnonzero(week == k)], n) for k in range(week.max() + 1)]
+
+
+def _session_counts(artifact: Artifact, baskets: Baskets) -> dict[str, np.ndarray]:
+    """Departments and sizes of the requests of each session, (n_sessions, n_bins)."""
+    requests, session = replay_requests(baskets)
+    sizes = np.diff(requests.matrix.indptr)
+    departments = artifact.department_codes[requests.matrix.indices]
+    return {
+        "department": _histograms(np.repeat(session, sizes), departments, len(artifact.department_names)),
+        "size": _histograms(session, np.searchsorted(SIZE_EDGES, sizes, side="right"), len(SIZE_EDGES) + 1),
+    }
+
+
+def _histograms(session: np.ndarray, bins: np.ndarray, n_bins: int) -> np.ndarray:
+    """How often each session has each bin, (n_sessions, n_bins); both are (n,)."""
+    n = int(session.max(initial=-1)) + 1
+    return np.bincount(session * n_bins + bins, minlength=n * n_bins).reshape(n, n_bins)
+
+
+def display_names(items: pd.DataFrame) -> list[str]:
     """What a shopper reads for each item of Complete Journey: type, size, own brand; the category where it helps."""
     kind = items["type"].fillna("").str.lower().str.replace("/", " / ")
     category = items["category"].fillna("").str.lower()
@@ -136,10 +215,11 @@ def shop_names(items: pd.DataFrame) -> list[str]:
     return [", ".join(filter(None, parts)) for parts in zip(named, size, own, strict=True)]
 
 
-def book_shop(folder: Path, secret: bytes) -> str:
+def build_book_shop(folder: Path, secret: bytes) -> str:
     """Build chapter 05's ranker on Complete Journey and save it as the current version in `folder`; its name.
 
-    Needs the extra `serve`. Minutes where the book's cache is empty, half a minute where it is not.
+    Its requests come from the page, so they are anonymous. Needs the extra `serve`. Minutes where the book's cache is
+    empty, half a minute where it is not.
     """
     from recutils import data, graph, text
 
@@ -154,18 +234,8 @@ def book_shop(folder: Path, secret: bytes) -> str:
     early = split.validation.timestamps < np.datetime64(split.validation_start + pd.Timedelta(weeks=2))
     labels, recent = split.validation[np.flatnonzero(early)], split.validation[np.flatnonzero(~early)]
     ranker = shop_ranker(items, prices, shop_members(words, network), labels).fit(split.train)
+    names, kinds, households = display_names(items), items["type"].fillna(""), split.households.to_list()
+    shop = ShopData(items, prices, households, split.train, recent, names, kinds, anonymous=True)
     with tempfile.TemporaryDirectory() as exported:
         encoder = export_onnx(text.load_encoder(), Path(exported))
-        made = assemble(
-            ranker,
-            items,
-            prices,
-            split.households.to_list(),
-            split.train,
-            recent,
-            encoder,
-            secret,
-            shop_names(items),
-            items["type"].fillna(""),
-        )
-        return save(made, folder, encoder)
+        return save(assemble(ranker, shop, encoder, secret), folder, encoder)

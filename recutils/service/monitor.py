@@ -1,93 +1,104 @@
-"""Is what comes in still what we learned from? Measures of drift, and a monitor for a running service. Chapter 07."""
+"""Drift: are the requests still like those that the model was built for? Chapter 07."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 
-def psi(usual: np.ndarray, now: np.ndarray) -> float:
+def psi(reference: np.ndarray, current: np.ndarray) -> float:
     """Population stability index of two histograms (n_bins,): sum of (q - p) log(q / p), half a count in every bin.
 
-    Shares p of `usual` and q of `now`, which are counts. 0 for equal shares; symmetric but for the half counts. A
-    habit from credit scoring calls 0.1 small and 0.25 large, whatever the number of bins and of counts; chance alone
-    gives about (n_bins - 1) (1/n_usual + 1/n_now).
+    Shares p of `reference` and q of `current`, which are counts. 0 for equal shares; symmetric but for the half
+    counts. A habit from credit scoring calls 0.1 small and 0.25 large, whatever the number of bins and of counts;
+    chance alone gives about (n_bins - 1) (1/n_reference + 1/n_current).
     """
-    usual, now = np.asarray(usual, float), np.asarray(now, float)
-    if usual.shape != now.shape or usual.ndim != 1 or (usual < 0).any() or (now < 0).any():
-        raise ValueError(f"Two histograms of counts over the same bins are wanted, not {usual.shape} and {now.shape}.")
-    p, q = ((h + 0.5) / (h + 0.5).sum() for h in (usual, now))
+    reference, current = np.asarray(reference, float), np.asarray(current, float)
+    if reference.shape != current.shape or reference.ndim != 1 or (reference < 0).any() or (current < 0).any():
+        got = f"{reference.shape} and {current.shape}"
+        raise ValueError(f"Two histograms of counts over the same bins are wanted, not {got}.")
+    p, q = ((h + 0.5) / (h + 0.5).sum() for h in (reference, current))
     return float(((q - p) * np.log(q / p)).sum())
 
 
-def ks(usual: np.ndarray, now: np.ndarray) -> float:
-    """Kolmogorov-Smirnov: the largest distance between two samples' distribution functions, 0 to 1.
+def ks_from_counts(reference: np.ndarray, current: np.ndarray) -> float:
+    """Kolmogorov-Smirnov distance of two histograms over the same ordered bins (n_bins,), 0 to 1.
 
-    `scipy.stats.ks_2samp` gives the same number and a p-value; with thousands of values a day every difference is
-    significant, so the distance is what an alert should look at.
+    The largest distance between the distribution functions at the bins' edges; `scipy.stats.ks_2samp` for samples.
     """
-    usual, now = np.sort(np.asarray(usual, float)), np.sort(np.asarray(now, float))
-    if not len(usual) or not len(now):
-        raise ValueError("Each sample needs a value.")
-    at = np.concatenate([usual, now])
-    below = [np.searchsorted(sample, at, side="right") / len(sample) for sample in (usual, now)]
-    return float(np.abs(below[0] - below[1]).max())
-
-
-def ks_of_counts(usual: np.ndarray, now: np.ndarray) -> float:
-    """The same distance for two histograms over the same ordered bins (n_bins,)."""
-    p, q = (np.cumsum(h) / max(np.sum(h), 1) for h in (np.asarray(usual, float), np.asarray(now, float)))
+    p, q = (np.cumsum(h) / max(np.sum(h), 1) for h in (np.asarray(reference, float), np.asarray(current, float)))
     return float(np.abs(p - q).max())
 
 
-@dataclass
-class Monitor:
-    """What a service counts of its requests, to compare with what was usual when its model was fitted.
+def drift_limit(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+    n: int,
+    numeric: bool,
+    quantile: float = 0.99,
+    draws: int = 400,
+    seed: int = 0,
+) -> float:
+    """The quantile of the drift that n counts show by chance: drift beyond it is seen once in a hundred samples.
 
-    `usual`: for each name a histogram (n_bins,); `edges`: for the names that are numbers, the bins' inner edges. Their
-    drift is the Kolmogorov-Smirnov distance, that of the others the PSI. `limits`: for each name what quiet weeks
-    reach; beyond it, and beyond what chance does with so few counts, drift is an alert. Counts halve when they reach
-    `window`, so that old days fade.
+    `pairs`: histograms of a reference and of a quiet period, each (n_sessions, n_bins), a row a shopper's visit. Each
+    draw takes one pair and from its quiet period, with replacement, as many sessions as hold n counts: requests of one
+    session are alike, so single requests would vary too little. Where both are the same array, the reference is
+    drawn too.
+    """
+    rng, measure = np.random.default_rng(seed), ks_from_counts if numeric else psi
+    found = []
+    for draw in range(draws):
+        reference, quiet = pairs[draw % len(pairs)]
+        m = max(round(n * len(quiet) / max(quiet.sum(), 1)), 1)
+        total = reference.sum(axis=0)
+        if reference is quiet:
+            total = rng.multinomial(len(quiet), np.full(len(quiet), 1 / len(quiet))) @ quiet
+        found.append(measure(total, rng.multinomial(m, np.full(len(quiet), 1 / len(quiet))) @ quiet))
+    return float(np.quantile(found, quantile))
+
+
+@dataclass
+class DriftMonitor:
+    """Counts features of the requests that a service answers, to compare them with a reference.
+
+    - `counts`: for each feature the reference, a histogram (n_bins,)
+    - `edges`: for the features that are numbers, the bins' inner edges. Their drift is the Kolmogorov-Smirnov
+      distance, that of the others the PSI
+    - `sizes`: numbers of counts; below the first, nothing is said
+    - `limits`: for each feature and each of `sizes`, the drift beyond which there is an alert, see `drift_limit`
+
+    Counts halve when they reach `window`, so that old days fade. See `build.reference_profile`.
     """
 
-    usual: Mapping[str, np.ndarray]
+    counts: Mapping[str, np.ndarray]
     edges: Mapping[str, np.ndarray]
-    limits: Mapping[str, float]
-    window: float = 100_000
-    seen: dict[str, np.ndarray] = field(default_factory=dict)
+    sizes: Sequence[int]
+    limits: Mapping[str, Sequence[float]]
+    window: float = 20_000
+    seen: dict[str, np.ndarray] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.seen = {name: np.zeros(len(h)) for name, h in self.usual.items()}
+        self.seen = {name: np.zeros(len(h)) for name, h in self.counts.items()}
 
-    def add(self, name: str, bins: Sequence[int] | np.ndarray) -> None:
+    def count(self, name: str, bins: Sequence[int] | np.ndarray) -> None:
         """Count values that are bin numbers already."""
         np.add.at(self.seen[name], bins, 1)
-        if self.seen[name].sum() > self.window:
+        while self.seen[name].sum() > self.window:
             self.seen[name] /= 2
 
-    def add_number(self, name: str, value: float) -> None:
-        """Count one value of a name that has `edges`."""
-        self.add(name, [int(np.searchsorted(self.edges[name], value, side="right"))])
+    def count_values(self, name: str, values: float | Sequence[float] | np.ndarray) -> None:
+        """Count one or more values of a feature that has `edges`."""
+        self.count(name, np.searchsorted(self.edges[name], np.atleast_1d(values), side="right"))
 
-    def drift(self, least: float = 300) -> dict[str, float]:
-        """How far each name with `least` counts or more is from what was usual."""
-        enough = {n: h for n, h in self.seen.items() if h.sum() >= least}
-        return {n: (ks_of_counts if n in self.edges else psi)(self.usual[n], h) for n, h in enough.items()}
+    def drift(self) -> dict[str, float]:
+        """How far each feature with enough counts is from the reference."""
+        enough = {n: h for n, h in self.seen.items() if h.sum() >= self.sizes[0]}
+        return {n: (ks_from_counts if n in self.edges else psi)(self.counts[n], h) for n, h in enough.items()}
 
     def alerts(self) -> dict[str, bool]:
-        """For each name: is its drift beyond its limit, and beyond chance?"""
-        found = self.drift()
-        return {name: found.get(name, 0.0) > max(limit, self._chance(name)) for name, limit in self.limits.items()}
-
-    def _chance(self, name: str) -> float:
-        """What chance alone exceeds once in a hundred times, or more seldom."""
-        usual, seen = float(np.sum(self.usual[name])), max(float(self.seen[name].sum()), 1.0)
-        if name in self.edges:
-            return 1.63 * np.sqrt(1 / usual + 1 / seen)
-        return 3 * (len(self.seen[name]) - 1) * (1 / usual + 1 / seen)
-
-    @classmethod
-    def of(cls, usual: Mapping[str, Any]) -> "Monitor":
-        """A monitor from what `artifact.Served.usual` holds: `counts`, `edges` and `limits`."""
-        return cls(usual["counts"], usual["edges"], usual["limits"])
+        """For each feature: is its drift beyond the limit for as many counts?"""
+        drift, beyond = self.drift(), dict.fromkeys(self.limits, False)
+        for name, value in drift.items():
+            n = np.log(self.seen[name].sum())
+            beyond[name] = bool(value > np.interp(n, np.log(self.sizes), self.limits[name]))
+        return beyond

@@ -19,8 +19,19 @@ def export_onnx(encoder: "Encoder", folder: Path, quantise: bool = True) -> Path
     With `quantise` the weights of all matrix products become eight-bit integers, one scale a column, and inputs are
     rounded to eight bits as they come (dynamic quantisation).
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    whole = folder / ("whole.onnx" if quantise else "encoder.onnx")
+    _write_whole(encoder, whole)
+    if quantise:
+        _quantise(whole, folder / "encoder.onnx")
+        whole.unlink()
+    return folder
+
+
+def _write_whole(encoder: "Encoder", file: Path) -> None:
+    """The network with its pooling and normalisation: ids and mask (n_texts, n_tokens) to vectors (n_texts, width)."""
     import torch
-    from onnxruntime.quantization import QuantType, quantize_dynamic
 
     from recutils.text import pool
 
@@ -34,9 +45,6 @@ def export_onnx(encoder: "Encoder", folder: Path, quantise: bool = True) -> Path
             hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
             return torch.nn.functional.normalize(pool(hidden, mask), dim=1)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    encoder.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
-    whole = folder / ("whole.onnx" if quantise else "encoder.onnx")
     ids = torch.tensor([[101, 102, 0], [101, 7592, 102]])
     axes = {0: "texts", 1: "tokens"}
     with warnings.catch_warnings():  # about sizes taken as constants: the tests export and compare other sizes
@@ -44,20 +52,24 @@ def export_onnx(encoder: "Encoder", folder: Path, quantise: bool = True) -> Path
         torch.onnx.export(
             Whole(),
             (ids, (ids > 0).long()),
-            str(whole),
+            str(file),
             input_names=["ids", "mask"],
             output_names=["vectors"],
             dynamic_axes={"ids": axes, "mask": axes, "vectors": {0: "texts"}},
             dynamo=False,
         )
-    if quantise:
-        logging.disable(logging.WARNING)  # advice to simplify the graph first, which ONNX Runtime does when it loads it
-        try:
-            quantize_dynamic(whole, folder / "encoder.onnx", weight_type=QuantType.QInt8, per_channel=True)
-        finally:
-            logging.disable(logging.NOTSET)
-        whole.unlink()
-    return folder
+
+
+def _quantise(whole: Path, file: Path) -> None:
+    """The same network with weights of eight bits."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # advice to simplify the graph first, which ONNX Runtime does when it loads it
+    try:
+        quantize_dynamic(whole, file, weight_type=QuantType.QInt8, per_channel=True)
+    finally:
+        logging.disable(before)
 
 
 class OnnxEncoder:
@@ -87,8 +99,8 @@ class OnnxEncoder:
         for start in range(0, len(texts), batch_size):
             rows = order[start : start + batch_size]
             ids = np.zeros((len(rows), lengths[rows[-1]]), np.int64)  # 0 is padding
-            for place, row in enumerate(rows):
-                ids[place, : lengths[row]] = tokens[row]
+            for position, row in enumerate(rows):
+                ids[position, : lengths[row]] = tokens[row]
             (found,) = self.session.run(None, {"ids": ids, "mask": (ids > 0).astype(np.int64)})
             vectors[rows] = np.where(lengths[rows, None] > 2, found, 0)  # [CLS] [SEP] and nothing between: no words
         return vectors

@@ -13,22 +13,22 @@ MAX_BASKET = 200
 ItemId = Annotated[str, Field(min_length=1, max_length=64, examples=["25671"])]
 
 
-Amount = Annotated[int, Field(ge=1, le=50, description="how many at most")]
+ResultCount = Annotated[int, Field(ge=1, le=50, description="how many at most")]
 
 
-class Strict(BaseModel):
+class StrictModel(BaseModel):
     """Nothing may come that is not named."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class Ask(Strict):
+class RecommendRequest(StrictModel):
     """An open basket, and whose it is, if known."""
 
     basket: list[ItemId] = Field(default=[], max_length=MAX_BASKET, description="items in the open basket")
     household: str | None = Field(default=None, min_length=1, max_length=64, description="the shop's id of a household")
     moment: datetime | None = Field(default=None, description="the shop's local time of the visit")
-    k: Amount = 10
+    k: ResultCount = 10
 
     @field_validator("moment")
     @classmethod
@@ -39,14 +39,14 @@ class Ask(Strict):
         return moment
 
 
-class Why(Ask):
+class ExplainRequest(RecommendRequest):
     """An open basket and the offer to explain."""
 
     item: ItemId
 
 
-class BundleWish(Strict):
-    """What a bundle starts with, and what it should be like."""
+class BundleRequest(StrictModel):
+    """What a bundle starts with, and its constraints."""
 
     items: list[ItemId] = Field(min_length=1, max_length=5, description="what the bundle is built around")
     size: int = Field(default=4, ge=2, le=8, description="items in all")
@@ -54,7 +54,7 @@ class BundleWish(Strict):
     departments: int = Field(default=1, ge=1, le=8, description="how many departments it spans at least")
 
 
-class Feedback(Strict):
+class FeedbackRequest(StrictModel):
     """What became of an offer."""
 
     item: ItemId
@@ -62,7 +62,7 @@ class Feedback(Strict):
     household: str | None = Field(default=None, min_length=1, max_length=64)
 
 
-class Offer(BaseModel):
+class Item(BaseModel):
     """An item, as it is shown."""
 
     item: str
@@ -72,41 +72,43 @@ class Offer(BaseModel):
     score: float | None = None
 
 
-class Offers(BaseModel):
+class ItemsResponse(BaseModel):
     """Items, best first."""
 
-    items: list[Offer]
+    items: list[Item]
     version: str = Field(description="of the artefact that answered")
 
 
-class Reason(BaseModel):
+class ExplainResponse(BaseModel):
     """Why an item is offered."""
 
     sentence: str
-    place: int | None = Field(description="its place among the offers, from 1")
+    rank: int | None = Field(description="its rank among the offers, from 1")
     score: float
     evidence: dict[str, float] = Field(description="what each source of evidence adds to the score")
     basket: list[tuple[str, str, float]] = Field(description="(item, name, what it adds), strongest first")
     rules: list[dict[str, Any]]
-    instead: tuple[str, str] | None = Field(description="(an item of the basket, what would be first without it)")
+    counterfactual: tuple[str, str] | None = Field(
+        description="(an item of the basket, what would be first without it)"
+    )
     version: str
 
 
-class Stored(BaseModel):
+class FeedbackResponse(BaseModel):
     """It was kept."""
 
     stored: bool
 
 
-class Trouble(BaseModel):
+class ErrorResponse(BaseModel):
     """What was wrong, and where."""
 
     error: str
     fields: list[dict[str, str]] = []
 
 
-TROUBLE: dict[int | str, dict[str, Any]] = {
-    code: {"model": Trouble, "description": what}
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    code: {"model": ErrorResponse, "description": what}
     for code, what in {
         400: "the body cannot be read as JSON",
         401: "no key, or one that is not known",
@@ -120,13 +122,13 @@ TROUBLE: dict[int | str, dict[str, Any]] = {
 }
 
 
-def trouble(status: int, error: str, fields: Any = None, **headers: str) -> JSONResponse:
+def error_response(status: int, error: str, fields: Any = None, **headers: str) -> JSONResponse:
     """An answer that says what to change, in plain characters: what was sent may not be text."""
     plain = [{k: v.encode("ascii", "replace").decode()[:200] for k, v in field.items()} for field in fields or []]
     return JSONResponse({"error": error, "fields": plain}, status, headers=headers)
 
 
-class Refused(HTTPException):
+class APIError(HTTPException):
     """A request that cannot be answered; `where` names the field."""
 
     def __init__(self, error: str, where: str = "", status: int = 422, **headers: str) -> None:

@@ -13,12 +13,12 @@ def split_up(text: str) -> list[str]:
     return re.findall(r"[^\W_]+", text.lower())
 
 
-def standardised(values: np.ndarray) -> np.ndarray:
+def standardise(values: np.ndarray) -> np.ndarray:
     """Values (n,) less their mean, by their standard deviation."""
     return (values - values.mean()) / max(float(values.std()), 1e-9)
 
 
-def word_table(texts: Sequence[str]) -> tuple[list[str], sparse.csr_matrix]:
+def bm25_index(texts: Sequence[str]) -> tuple[list[str], sparse.csr_matrix]:
     """BM25's weight of every word in every text, by bm25s: the words, and csr (n_words, n_texts)."""
     import bm25s
 
