@@ -3,47 +3,21 @@
 The cells that define them are executed from the notebooks.
 """
 
-import ast
-import copy
-from dataclasses import dataclass
-
-import jupytext
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-import transformers
-from conftest import ROOT
+from chapter import definitions
 from scipy import sparse
 from sklearn.metrics import average_precision_score, roc_auc_score
-from torch import nn
 from torch.nn import functional
 
-from recutils import data, evaluate, graph, models, rules, settings, text
+from recutils import evaluate, graph
 from recutils.data.schema import Baskets
-
-LIBRARIES = (copy, np, torch, transformers, sparse, nn, functional)
-IMPORTS = {module.__name__.rpartition(".")[2]: module for module in LIBRARIES}
-IMPORTS |= {"np": np, "pd": pd, "dataclass": dataclass, "__name__": "__main__"}
-IMPORTS |= {m.__name__.rpartition(".")[2]: m for m in (data, evaluate, graph, models, rules, settings, text)}
 
 
 def chapter_code(name, *wanted):
-    """What the cells of a notebook define that hold one of the wanted functions or classes; only definitions run."""
-    scope, found = dict(IMPORTS), set()
-    for cell in jupytext.read(ROOT / "notebooks" / f"{name}.md").cells:
-        if cell.cell_type != "code" or cell.source.lstrip().startswith("%"):
-            continue
-        try:
-            nodes = ast.parse(cell.source).body
-        except SyntaxError:  # a cell with a magic command
-            continue
-        for node in nodes:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in wanted:
-                exec(compile(ast.Module([node], []), name, "exec"), scope)
-                found.add(node.name)
-    assert found == set(wanted), f"{name} no longer defines {set(wanted) - found}"
-    return scope
+    """The functions and classes of a notebook that are wanted, by name."""
+    return vars(definitions(name, *wanted))
 
 
 def baskets(rows):
