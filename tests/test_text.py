@@ -216,28 +216,24 @@ def test_the_shop_encoder_is_built_once(sample_split, tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------ what the chapter promises
 
 
-def test_the_chapter_keeps_its_promises():
-    """The rows that every run of the chapter recomputes (test_book compares), and those of the longer run."""
+def test_the_longer_run_holds_what_the_chapter_says_of_it():
+    """Its rows are stored; those of the notebook's own run are asserted by the notebook."""
     folder = ROOT / "data" / "results"
-    for name in ("02_bert_fine_tuning", "02_bert_fine_tuning.long"):
-        found = {(r["model"], r["task"], r["metric"]): r for r in json.loads((folder / f"{name}.json").read_text())}
-        basket = ("complete_the_basket", "ndcg@10")
-        assert found["text", *basket]["value"] > 3 * found["text_zero_shot", *basket]["value"]
-        popularity = next(
-            r
-            for r in json.loads((folder / "01_data_preparation.json").read_text())
-            if (r["model"], r["task"], r["metric"], r["split"]) == ("popularity", *basket, "test")
-        )
-        assert found["text_prior", *basket]["low"] > popularity["high"]
-        for metric in ("hr@50", "hr@10"):
-            for baseline in ("text_zero_shot", "bm25"):
-                assert found["text", "cold_items", metric]["value"] > found[baseline, "cold_items", metric]["value"]
-        cold = {m: found[m, "cold_items", "hr@50"] for m in ("text", "text_zero_shot", "bm25")}
-        assert cold["text"]["value"] > 2 * cold["text_zero_shot"]["value"]
-        assert cold["text"]["low"] > max(cold["text_zero_shot"]["high"], cold["bm25"]["high"])
-    rows = json.loads((folder / "02_bert_fine_tuning.json").read_text())
-    tens = {r["model"]: r for r in rows if (r["task"], r["metric"]) == ("cold_items", "hr@10")}
-    assert tens["text_bm25"]["low"] > tens["bm25"]["high"]
+    rows = json.loads((folder / "02_bert_fine_tuning.long.json").read_text())
+    found = {(r["model"], r["task"], r["metric"]): r for r in rows}
+    basket = ("complete_the_basket", "ndcg@10")
+    assert found["text", *basket]["value"] > 3 * found["text_zero_shot", *basket]["value"]
+    own = {
+        (r["model"], r["task"], r["metric"], r["split"]): r
+        for r in json.loads((folder / "01_data_preparation.json").read_text())
+    }
+    assert found["text_prior", *basket]["low"] > own["popularity", *basket, "test"]["high"]
+    for metric in ("hr@50", "hr@10"):
+        for baseline in ("text_zero_shot", "bm25"):
+            assert found["text", "cold_items", metric]["value"] > found[baseline, "cold_items", metric]["value"]
+    cold = {m: found[m, "cold_items", "hr@50"] for m in ("text", "text_zero_shot", "bm25")}
+    assert cold["text"]["value"] > 2 * cold["text_zero_shot"]["value"]
+    assert cold["text"]["low"] > max(cold["text_zero_shot"]["high"], cold["bm25"]["high"])
 
 
 def test_sorting_and_bf16_are_faster_than_padding(encoder, journey_split):
