@@ -126,7 +126,9 @@ def execute(source: Path, expected: list[float], later: float = 0.0) -> tuple[An
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"{source.stem[:2]}-{number:03d}"
     patience = 1200 if settings.profile() == "cpu" else 7200  # seconds a cell
-    client = NotebookClient(notebook, timeout=patience, kernel_name="python3", record_timing=False)
+    client = NotebookClient(
+        notebook, timeout=patience, kernel_name="python3", record_timing=False, coalesce_streams=True
+    )
     client.resources = {"metadata": {"path": str(NOTEBOOKS)}}
     client.extra_arguments = ["--IPKernelApp.log_level=40"]  # spare us its remarks on its own sockets
     progress = Progress(source.stem, expected, later)
