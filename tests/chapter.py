@@ -3,6 +3,7 @@
 import ast
 import functools
 import linecache
+import re
 import types
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def _cells(stem: str) -> list[tuple[str, str]]:
     found = []
     for number, cell in enumerate(jupytext.read(NOTEBOOKS / f"{stem}.md").cells):
         if cell.cell_type == "code":
-            lines = [line for line in cell.source.splitlines(True) if not line.lstrip().startswith(("%", "!"))]
+            lines = re.sub(r"^( *)[%!].*$", r"\1pass", cell.source, flags=re.M).splitlines(True)
             file = f"<{stem}, cell {number}>"
             linecache.cache[file] = (len(cell.source), None, lines, file)
             found.append((file, "".join(lines)))
