@@ -515,6 +515,37 @@ def test_household_features_by_hand_and_without_a_dense_table(sample_split):
     assert peak < 100e6
 
 
+@pytest.mark.parametrize(
+    ("members", "groups", "extra", "twice"),
+    [
+        ([], ["kind"], ["trend"], "trend"),
+        ([], ["kind"], ["usual_size", "popularity"], "popularity, usual_size"),
+        ([], ["kind", "kind"], [], "same_kind, their_kind"),
+        ([], ["size", "item_size"], [], "same_item_size, their_item_size"),
+        (["size"], ["kind"], [], "size"),
+        (["ease", "ease_z"], ["kind"], [], "ease_z"),
+        ([], ["kind"], ["price", "price"], "price"),
+    ],
+)
+def test_two_features_of_one_name_are_refused(members, groups, extra, twice):
+    tables = (pd.DataFrame(np.ones((30, len(names))), columns=names) for names in (groups, extra))
+    with pytest.raises(ValueError, match=f"Two features are called {twice}; rename a member"):
+        ranker.FeatureBuilder(members, *tables)
+
+
+def test_a_group_called_size_is_a_group_like_any_other(sample_split):
+    """A shop whose first text column is `size`: the same numbers under another name."""
+    kinds, tables = np.arange(30) % 3, []
+    for name in ("size", "kind"):
+        model = ranker.HybridRanker(
+            {"text": models.EmbeddingRecommender(VECTORS)}, pd.DataFrame({name: kinds}), label_baskets=None
+        )
+        tables.append(model.fit(sample_split.train).table(sample_split.test[:5]).features)
+    named = tables[0].rename(columns={"same_item_size": "same_kind", "their_item_size": "their_kind"})
+    pd.testing.assert_frame_equal(named, tables[1])
+    assert tables[0]["their_item_size"].max() > 0 and tables[0]["their_size"].max() > 1
+
+
 # ---------------------------------------------------------------------------------------------- the contract
 
 

@@ -24,18 +24,25 @@ class FeatureBuilder:
       candidate's, and `their_...`, how many of an average basket of the household
     - `baskets`, `their_size`: how many the household paid for, and their mean size; 0 for an unknown one
 
+    A group called `size` is named `item_size`, since `their_size` is taken. Raises ValueError where two features
+    would have one name.
+
     Fitted by `fit_item_features` and `fit_household_features`, so that the second can be counted anew alone.
     """
 
     def __init__(self, members: list[str], groups: pd.DataFrame, item_columns: pd.DataFrame | None = None) -> None:
-        codes = {str(c): pd.factorize(groups[c], use_na_sentinel=False)[0] for c in groups}
-        self.group_codes: dict[str, np.ndarray] = codes  # (n_items,) each
-        extra = {} if item_columns is None else {str(c): item_columns[c].to_numpy(float) for c in item_columns}
-        self.item_columns: dict[str, np.ndarray] = extra
+        names = ["item_size" if c == "size" else str(c) for c in groups]
+        codes = (pd.factorize(values, use_na_sentinel=False)[0] for _, values in groups.items())
+        self.group_codes: dict[str, np.ndarray] = dict(zip(names, codes, strict=True))  # (n_items,) each
+        extra = [] if item_columns is None else [(str(c), v.to_numpy(float)) for c, v in item_columns.items()]
+        self.item_columns: dict[str, np.ndarray] = dict(extra)
         self.n_households = 0
         self.columns = [f"{name}{end}" for name in members for end in ("", "_z")]
-        self.columns += ["popularity", "trend", "repeat", "usual_size", *extra, "slot", "size"]
-        self.columns += [*(f"same_{c}" for c in codes), "baskets", "their_size", *(f"their_{c}" for c in codes)]
+        self.columns += ["popularity", "trend", "repeat", "usual_size", *(c for c, _ in extra), "slot", "size"]
+        self.columns += [*(f"same_{c}" for c in names), "baskets", "their_size", *(f"their_{c}" for c in names)]
+        if twice := {c for c in self.columns if self.columns.count(c) > 1}:
+            twice_named = ", ".join(sorted(twice))
+            raise ValueError(f"Two features are called {twice_named}; rename a member, a group or an item column.")
 
     def fit_item_features(self, train: Baskets) -> Self:
         """What the past says of items, whoever asks: `item_features`, `slots` (13, n_items) and `sold` (n_items,)."""
