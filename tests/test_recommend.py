@@ -546,6 +546,14 @@ def test_a_group_called_size_is_a_group_like_any_other(sample_split):
     assert tables[0]["their_item_size"].max() > 0 and tables[0]["their_size"].max() > 1
 
 
+def test_a_rule_model_without_rules_can_be_kept():
+    model = models.RuleRecommender(0.9, 0.9).fit(TOY)
+    state = model.state()
+    assert len(model.rules) == 0 and all(v.dtype == float for v in state["rules"].values())
+    again = models.RuleRecommender.from_state(state)
+    assert len(again.rules) == 0 and np.isneginf(again.score(TOY)).all()
+
+
 # ---------------------------------------------------------------------------------------------- the contract
 
 

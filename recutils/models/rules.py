@@ -1,5 +1,6 @@
 """Association rules as a recommender (chapter 04)."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -73,13 +74,13 @@ class RuleRecommender(Recommender):
 
     def state(self) -> dict[str, Any]:
         """See `Recommender.state`; of the rules' table what explanations show."""
-        return dict(vars(self)) | {"rules": {c: self.rules[c].to_numpy() for c in ("support", "confidence", "lift")}}
+        return dict(vars(self)) | {"rules": {c: self.rules[c].to_numpy(float) for c in ("support", "confidence", "lift")}}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "RuleRecommender":
         """See `Recommender.from_state`."""
         left = state["left"].tocsc()
-        sides = [frozenset(part.tolist()) for part in np.split(left.indices, left.indptr[1:-1])]
+        sides = [frozenset(left.indices[a:b].tolist()) for a, b in pairwise(left.indptr)]
         return super().from_state(state | {"rules": pd.DataFrame({"antecedents": sides, **state["rules"]})})
 
     def _seen(self, baskets: Baskets) -> sparse.csr_matrix:
