@@ -194,6 +194,10 @@ def test_utc_offsets_are_dropped_and_the_shop_clock_kept(tmp_path):
         for ending in ("csv", "parquet"):
             shop = _shop(tmp_path / f"{n}{ending}", transactions.assign(timestamp=written), items, ending)
             assert (data.load_store(shop).transactions["timestamp"] == plain).all()
+    uniform = pd.Series([f" {t}+01:00 " for t in plain])  # with blanks around
+    for n, written in enumerate([text + " ", uniform]):
+        shop = _shop(tmp_path / f"blank{n}", transactions.assign(timestamp=written), items)
+        assert (data.load_store(shop).transactions["timestamp"] == plain).all()
     days = transactions.assign(timestamp=plain.dt.strftime("%Y-%m-%d"))  # the -31 of a day is no offset
     assert (
         data.load_store(_shop(tmp_path / "days", days, items)).transactions["timestamp"] == plain.dt.floor("D")

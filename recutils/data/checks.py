@@ -53,7 +53,7 @@ def parse_dates(values: pd.Series, where: str) -> pd.Series:
         raise StoreError(f"{where}: timestamp holds numbers; write dates as 2017-01-31 18:30:00.")
     if pd.api.types.is_datetime64_any_dtype(values):
         return values.dt.tz_localize(None)
-    written = values.astype(str).str.replace(UTC_OFFSET, r"\1", regex=True)
+    written = values.astype(str).str.strip().str.replace(UTC_OFFSET, r"\1", regex=True)
     dates = pd.to_datetime(written.where(values.notna()), format="ISO8601", errors="coerce")
     bad = dates.isna() & values.notna()
     if bad.any():
