@@ -554,6 +554,12 @@ def test_a_rule_model_without_rules_can_be_kept():
     assert len(again.rules) == 0 and np.isneginf(again.score(TOY)).all()
 
 
+def test_a_numpy_number_of_candidates_is_a_number():
+    settings = ranker.RankerSettings(np.int64(5), "ease")
+    settings.check(["ease", "rules"])
+    assert settings.count("rules") == 5
+
+
 # ---------------------------------------------------------------------------------------------- the contract
 
 

@@ -43,13 +43,13 @@ class RankerSettings:
 
     def count(self, member: str) -> int:
         """How many items a member retrieves."""
-        return self.n_candidates if isinstance(self.n_candidates, int) else self.n_candidates[member]
+        return self.n_candidates[member] if isinstance(self.n_candidates, Mapping) else self.n_candidates
 
     def check(self, members: Sequence[str]) -> None:
         """Raises ValueError where names do not fit the members."""
         if self.fallback not in members:
             raise ValueError(f"fallback is {self.fallback!r}; name one of the members: {', '.join(members)}.")
-        if not isinstance(self.n_candidates, int) and set(self.n_candidates) != set(members):
+        if isinstance(self.n_candidates, Mapping) and set(self.n_candidates) != set(members):
             wrong = ", ".join(sorted(set(self.n_candidates) ^ set(members)))
             raise ValueError(f"n_candidates and the members differ in {wrong}; give one number a member.")
 
