@@ -560,6 +560,16 @@ def test_a_numpy_number_of_candidates_is_a_number():
     assert settings.count("rules") == 5
 
 
+def test_members_are_asked_with_a_datetime_or_none():
+    from recutils.ranker.features import slot_of
+    from recutils.ranker.ranker import _each
+
+    when = np.array(["2024-05-01T17:30", "NaT"], "datetime64[ns]")
+    (first, slot), (second, unknown) = _each(replace(TOY[:2], timestamps=when))
+    assert first[2] == pd.Timestamp(when[0]).to_pydatetime() and second[2] is None
+    assert (slot, unknown) == (slot_of(first[2]), -1) and slot_of(pd.NaT) == slot_of(None) == -1
+
+
 # ---------------------------------------------------------------------------------------------- the contract
 
 

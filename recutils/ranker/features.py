@@ -146,5 +146,5 @@ def time_slot(moments: np.ndarray) -> np.ndarray:
 
 
 def slot_of(moment: Any) -> int:
-    """`time_slot` of one datetime, or of None."""
-    return -1 if moment is None else moment.hour // 4 + 6 * (moment.weekday() >= 5)
+    """`time_slot` of one datetime, or of None or NaT."""
+    return -1 if moment is None or moment is pd.NaT else moment.hour // 4 + 6 * (moment.weekday() >= 5)

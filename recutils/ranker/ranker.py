@@ -311,9 +311,10 @@ class HybridRanker(Recommender):
 def _each(queries: Baskets) -> Iterator[tuple[tuple[np.ndarray, int, Any], int]]:
     """Each query as (basket, household, timestamp), and its time slot."""
     matrix, slots = queries.matrix, time_slot(queries.timestamps).tolist()
-    for row, (household, slot) in enumerate(zip(queries.households.tolist(), slots, strict=True)):
+    moments = pd.DatetimeIndex(queries.timestamps)
+    for row, (household, moment, slot) in enumerate(zip(queries.households.tolist(), moments, slots, strict=True)):
         basket = np.sort(matrix.indices[matrix.indptr[row] : matrix.indptr[row + 1]])
-        yield (basket, household, queries.timestamps[row]), slot
+        yield (basket, household, None if moment is pd.NaT else moment), slot
 
 
 def _nothing(n_columns: int, n_members: int) -> tuple[np.ndarray, ...]:
