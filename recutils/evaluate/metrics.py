@@ -1,4 +1,6 @@
-"""Metrics of ranks, and the bootstrap (chapter 01)."""
+"""Metrics of ranks, and the bootstrap (chapter 01).
+
+`ranks` (n_queries, max_relevant): from 1, inf where the model gave no score, nan where a query has fewer."""
 
 from collections.abc import Callable
 
@@ -92,7 +94,7 @@ def bootstrap_ci(
 
 
 def rank_relevant(scores: np.ndarray, relevant: sparse.csr_matrix, width: int) -> np.ndarray:
-    """Places of the relevant items when each row of `scores` is sorted: (n_queries, width), see `ranks` above.
+    """Places of the relevant items when each row of `scores` is sorted: (n_queries, width), `ranks` as at the top of this file.
 
     A relevant item is placed behind all others with its score, so a model that scores all alike gains nothing.
     """

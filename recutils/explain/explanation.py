@@ -55,7 +55,7 @@ class Explanation:
     - `basket`: (item, name, what it adds to the score), the largest first, see `basket_contributions`
     - `rules`: the rules that fired: antecedents (names), support, confidence, lift
     - `household_count`, `household_baskets`: how many of the household's training baskets held it, out of how many
-    - `item_count`, `n_baskets`: how many of all training baskets held it, out of how many
+    - `item_count`, `n_baskets`: how many training baskets of known households held it, out of how many
     - `attribute_lift`: how much likelier than usual the basket makes the item's attributes (1: as usual)
     - `counterfactual`: for the first offer: (an item of the basket, what would be first without it), if that
       changes it
