@@ -76,6 +76,8 @@ def test_text_and_attribute_edges():
     kinds = graph.build_item_graph(sparse.csr_matrix((2, 4)), vectors=vectors, neighbours=1, attributes=table)
     assert set(zip(*kinds["text"].nonzero(), strict=True)) == {(0, 1), (1, 0), (2, 3), (3, 2)}
     assert set(zip(*kinds["attribute"].nonzero(), strict=True)) == {(0, 2), (2, 0)}
+    few = graph.build_item_graph(sparse.csr_matrix((2, 4)), vectors=vectors, neighbours=10)["text"]
+    assert few.nnz == 10  # all pairs but the one at a right angle
     with pytest.raises(GraphError, match="3 rows of vectors for 4 items"):
         graph.build_item_graph(sparse.csr_matrix((2, 4)), vectors=vectors[:3])
 

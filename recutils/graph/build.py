@@ -58,7 +58,7 @@ def build_item_graph(
 def nearest_neighbours(vectors: np.ndarray, k: int) -> sparse.csr_matrix:
     """Each row's `k` nearest others by cosine, made symmetric: csr (n, n) of cosines above 0."""
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
-    parts = []
+    k, parts = min(k, len(unit) - 1), []
     for start in range(0, len(unit), 512):
         cosine = unit[start : start + 512] @ unit.T
         cosine[np.arange(len(cosine)), start + np.arange(len(cosine))] = -np.inf

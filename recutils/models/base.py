@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from recutils.data.schema import Baskets
+from recutils.data.schema import ANONYMOUS, Baskets
 
-ANONYMOUS = -1  # the household of a query that names none
 OneScore = tuple[np.ndarray | None, np.ndarray]  # columns, ascending (None: all of them), and their scores
 
 
