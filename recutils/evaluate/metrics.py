@@ -94,7 +94,7 @@ def bootstrap_ci(
 
 
 def rank_relevant(scores: np.ndarray, relevant: sparse.csr_matrix, width: int) -> np.ndarray:
-    """Places of the relevant items when each row of `scores` is sorted: (n_queries, width), `ranks` as at the top of this file.
+    """Places of the relevant items when each row of `scores` is sorted: (n_queries, width) `ranks`.
 
     A relevant item is placed behind all others with its score, so a model that scores all alike gains nothing.
     """

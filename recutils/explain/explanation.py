@@ -164,7 +164,11 @@ def _counterfactual(parts: _Breakdown, item: int, names: Sequence[str]) -> tuple
 def _ranker_breakdown(model: Any, basket: Baskets, item: int) -> _Breakdown:
     chosen = np.arange(basket.matrix.nnz)
     if len(chosen) > MOST_ITEMS:
-        weight = basket_contributions(model.members["ease"], basket, item) if "ease" in model.members else np.ones(len(chosen))
+        weight = (
+            basket_contributions(model.members["ease"], basket, item)
+            if "ease" in model.members
+            else np.ones(len(chosen))
+        )
         chosen = np.sort(np.argsort(-np.abs(weight), kind="stable")[:MOST_ITEMS])
     mask = leave_one_out_masks(basket.matrix.nnz, chosen)
     table = model.table(perturb_basket(basket, mask), force_include=item)

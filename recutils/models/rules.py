@@ -74,7 +74,9 @@ class RuleRecommender(Recommender):
 
     def state(self) -> dict[str, Any]:
         """See `Recommender.state`; of the rules' table what explanations show."""
-        return dict(vars(self)) | {"rules": {c: self.rules[c].to_numpy(float) for c in ("support", "confidence", "lift")}}
+        return dict(vars(self)) | {
+            "rules": {c: self.rules[c].to_numpy(float) for c in ("support", "confidence", "lift")}
+        }
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "RuleRecommender":
