@@ -1,5 +1,6 @@
 """Explanations against sums that are known, libraries that do the same, and an endpoint that misbehaves."""
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -227,6 +228,11 @@ def test_of_a_large_basket_the_heaviest_items_are_looked_at(ranked):
     assert {i for i, _, _ in found.basket} == set(np.argsort(-weight, kind="stable")[:16].tolist())
     exact = explain.explain(model.members["ease"], wide, 27, context)
     assert len(exact.basket) == 25 and exact.base == pytest.approx(0, abs=1e-5)
+    renamed = copy.copy(model)  # no member is called ease
+    renamed.members = {("linear" if name == "ease" else name): member for name, member in model.members.items()}
+    renamed.settings = dataclasses.replace(model.settings, fallback="text")
+    found = explain.explain(renamed, wide, 27, context)
+    assert {i for i, _, _ in found.basket} == set(range(16))
 
 
 def test_the_planted_rule_is_the_reason(ranked):

@@ -570,6 +570,44 @@ def test_members_are_asked_with_a_datetime_or_none():
     assert (slot, unknown) == (slot_of(first[2]), -1) and slot_of(pd.NaT) == slot_of(None) == -1
 
 
+def test_the_features_of_one_candidate_by_hand(sample_split):
+    """Each number counted anew from the raw baskets, for a known household, an hour and an item."""
+    train, kinds = sample_split.train, np.arange(30) % 10
+    members = {"ease": models.EASE(10.0), "text": models.EmbeddingRecommender(VECTORS)}
+    model = ranker.HybridRanker(members, pd.DataFrame({"kind": kinds})).fit(train)
+    basket, item, household = np.array([0, 4, 10]), 14, 3
+    when = np.datetime64("2024-05-04T17:30", "ns")  # a Saturday, 16 to 20 o'clock
+    query = replace(models.one_query(basket, household, None, 30), timestamps=np.array([when]))
+    table = model.table(query, force_include=item)
+    got = table.features[table.columns == item].iloc[0]
+    raw = train.matrix.toarray() > 0
+    holds, size = raw[:, item], raw.sum(axis=1)
+    days = (train.timestamps.max() - train.timestamps) / np.timedelta64(1, "D")
+    sold, lately = holds.sum(), (holds & (days < 28)).sum()
+    times = pd.DatetimeIndex(train.timestamps)
+    here = (times.dayofweek >= 5) & (times.hour >= 16) & (times.hour < 20)
+    counts = np.array([(holds & (train.households == h)).sum() for h in range(train.households.max() + 1)])
+    own = raw[train.households == household]
+    expected = {
+        "popularity": np.log1p(sold),
+        "trend": np.log((lately + 5) / (sold * (days < 28).mean() + 5)),
+        "repeat": (counts > 1).sum() / (counts > 0).sum(),
+        "usual_size": size[holds].mean(),
+        "slot": np.log(((holds & here).sum() + 20 * here.mean()) / (here.mean() * (sold + 20))),
+        "size": 3,
+        "same_kind": (kinds[basket] == kinds[item]).sum(),
+        "baskets": len(own),
+        "their_size": own.sum(axis=1).mean(),
+        "their_kind": own[:, kinds == kinds[item]].sum(axis=1).mean(),
+    }
+    for name, member in members.items():
+        s = member.score(query)[0].astype(float)
+        rest = np.setdiff1d(np.arange(30), basket)
+        expected |= {name: s[item], f"{name}_z": (s[item] - s[rest].mean()) / s[rest].std()}
+    assert set(expected) == set(got.index) and expected["same_kind"] == 1
+    np.testing.assert_allclose(got[list(expected)], list(expected.values()), rtol=1e-4, atol=1e-5)
+
+
 # ---------------------------------------------------------------------------------------------- the contract
 
 
