@@ -104,7 +104,8 @@ def explain(model: Recommender, basket: Baskets, item: int, context: Explanation
     """Why `model` offers `item` (a column) to one open basket.
 
     For a `HybridRanker`: TreeSHAP by group of features, and the basket's items by occlusion (of more than 16, the
-    16 to which its member `ease` gives most weight, without it the first 16); for others the basket's items by `basket_contributions`.
+    16 to which its member `ease` gives most weight, without it the first 16); for others the basket's items by
+    `basket_contributions`.
     Raises ValueError for more or fewer baskets than one, an unknown item, one that is in the basket, and one that
     the model does not score.
     """
@@ -164,11 +165,8 @@ def _counterfactual(parts: _Breakdown, item: int, names: Sequence[str]) -> tuple
 def _ranker_breakdown(model: Any, basket: Baskets, item: int) -> _Breakdown:
     chosen = np.arange(basket.matrix.nnz)
     if len(chosen) > MOST_ITEMS:
-        weight = (
-            basket_contributions(model.members["ease"], basket, item)
-            if "ease" in model.members
-            else np.ones(len(chosen))
-        )
+        ease = model.members.get("ease")
+        weight = np.ones(len(chosen)) if ease is None else basket_contributions(ease, basket, item)
         chosen = np.sort(np.argsort(-np.abs(weight), kind="stable")[:MOST_ITEMS])
     mask = leave_one_out_masks(basket.matrix.nnz, chosen)
     table = model.table(perturb_basket(basket, mask), force_include=item)
