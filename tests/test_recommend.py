@@ -608,6 +608,18 @@ def test_the_features_of_one_candidate_by_hand(sample_split):
     np.testing.assert_allclose(got[list(expected)], list(expected.values()), rtol=1e-4, atol=1e-5)
 
 
+def test_a_ranker_without_trees_or_groups_says_what_to_do(sample_split):
+    members = {"text": models.EmbeddingRecommender(VECTORS)}
+    model = ranker.HybridRanker(members, pd.DataFrame({"kind": np.arange(30) % 3})).fit(sample_split.train)
+    for ask in (model.recommend, model.score):
+        with pytest.raises(ValueError, match="No trees yet; pass label_baskets, or call fit_ranker or use_trees"):
+            ask(sample_split.test[:2])
+    table = model.table(*ranker.holdout_queries(sample_split.validation[:40], 1))
+    loaded = ranker.HybridRanker.from_state(model.fit_ranker(table).state())
+    with pytest.raises(ValueError, match="build it anew"):
+        loaded.fit(sample_split.train)
+
+
 # ---------------------------------------------------------------------------------------------- the contract
 
 

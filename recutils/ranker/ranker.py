@@ -101,11 +101,21 @@ class HybridRanker(Recommender):
         settings.check(list(members))
         self.members, self.groups, self.item_columns = members, groups, item_columns
         self.label_baskets, self.settings = label_baskets, settings
+        self._trees: Trees | None = None
         self.to_fit = [name for name, member in members.items() if member.n_items is None]
+
+    @property
+    def trees(self) -> Trees:
+        """The trees that put candidates in order. Raises ValueError where there are none yet."""
+        if self._trees is None:
+            raise ValueError("No trees yet; pass label_baskets, or call fit_ranker or use_trees.")
+        return self._trees
 
     # ------------------------------------------------------------------------------------------ learning
 
     def _fit(self, train: Baskets) -> None:
+        if self.groups is None:
+            raise ValueError("A loaded ranker scores and refreshes; to fit one, build it anew with its groups.")
         for name in self.to_fit:
             self.members[name].fit(train)
         release_memory()  # what fitting needed for a while
@@ -126,7 +136,7 @@ class HybridRanker(Recommender):
         columns = self.features.columns
         if missing := [name for name in trees.columns if name not in columns]:
             raise ValueError(f"The trees read {', '.join(missing)}, which this ranker's members do not give.")
-        self.trees = trees
+        self._trees = trees
         self.tree_columns = np.array([columns.index(name) for name in trees.columns])  # where they stand
         return self
 
@@ -302,7 +312,8 @@ class HybridRanker(Recommender):
     def from_state(cls, state: dict[str, Any]) -> Self:
         """See `Recommender.from_state`."""
         ranker = cls.__new__(cls)
-        vars(ranker).update(state, groups=None, item_columns=None, label_baskets=None, to_fit=[])
+        rest = {name: value for name, value in state.items() if name != "trees"}
+        vars(ranker).update(rest, groups=None, item_columns=None, label_baskets=None, to_fit=[])
         ranker.settings = RankerSettings(**state["settings"])
         ranker.features = FeatureBuilder.from_state(state["features"])
         return ranker.use_trees(Trees.from_text(state["trees"]["columns"], state["trees"]["model"]))
