@@ -620,6 +620,12 @@ def test_a_ranker_without_trees_or_groups_says_what_to_do(sample_split):
         loaded.fit(sample_split.train)
 
 
+@pytest.mark.parametrize("household_model", [models.UserKNN, models.TIFUKNN])
+def test_models_of_households_refuse_a_shop_without_any(household_model):
+    with pytest.raises(ValueError, match="no training basket names one"):
+        household_model().fit(replace(TOY, households=np.full(len(TOY), -1)))
+
+
 # ---------------------------------------------------------------------------------------------- the contract
 
 

@@ -183,6 +183,14 @@ class Recommender(ABC):
         scores[known[rows.row], rows.col] = rows.data
         return scores
 
+    def _check_households(self) -> None:
+        """Raises ValueError where no training basket names a household."""
+        if self.n_households == 0:
+            raise ValueError(
+                f"{type(self).__name__} learns from households and no training basket names one; "
+                f"use a model of items, such as ItemKNN."
+            )
+
     def _known(self, queries: Baskets) -> np.ndarray:
         """The rows of the queries whose household was there in training."""
         return np.flatnonzero((queries.households >= 0) & (queries.households < self.n_households))

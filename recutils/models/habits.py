@@ -136,6 +136,7 @@ class TIFUKNN(Recommender):
         self.neighbours, self.alpha = neighbours, alpha
 
     def _fit(self, train: Baskets) -> None:
+        self._check_households()
         table = pd.Series(train.timestamps).groupby(train.households)
         back = (table.transform("size") - 1 - table.cumcount()).to_numpy()  # 0: a household's last basket
         n = table.transform("size").to_numpy()

@@ -24,6 +24,7 @@ class UserKNN(Recommender):
         self.neighbours, self.half_life = neighbours, half_life
 
     def _fit(self, train: Baskets) -> None:
+        self._check_households()
         self.ratings = purchases(train, self.n_households, 0.5 ** (age_in_days(train) / self.half_life))
         self.ratings.data = np.log1p(self.ratings.data)  # (n_households, n_items), 0 where never bought
         self.mean, self.length = self._mean_and_length(self.ratings)
