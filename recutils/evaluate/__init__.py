@@ -1,7 +1,6 @@
 """The book's evaluation protocol (chapter 01): metrics, tasks, intervals, result rows and the leaderboard."""
 
 from recutils.evaluate.metrics import (
-    METRICS,
     bootstrap_ci,
     coverage,
     diversity,
@@ -15,7 +14,6 @@ from recutils.evaluate.results import fingerprint, leaderboard, provenance, read
 from recutils.evaluate.tasks import Evaluation, cold_items, complete_the_basket, hide_one, next_basket
 
 __all__ = [
-    "METRICS",
     "Evaluation",
     "bootstrap_ci",
     "cold_items",

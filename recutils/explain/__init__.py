@@ -4,12 +4,9 @@ An explanation gives each part (an item of the basket, a group of features) a nu
 to it. Most here are exact; which are not, their docstrings say."""
 
 from recutils.explain.attribution import (
-    FEATURE_GROUPS,
-    ValueFunction,
     basket_contributions,
     basket_value_function,
     feature_group,
-    leave_one_out_masks,
     occlusion,
     perturb_basket,
     tree_shap,
@@ -18,15 +15,12 @@ from recutils.explain.explanation import Explanation, ExplanationContext, explai
 from recutils.explain.text import sentence_template
 
 __all__ = [
-    "FEATURE_GROUPS",
     "Explanation",
     "ExplanationContext",
-    "ValueFunction",
     "basket_contributions",
     "basket_value_function",
     "explain",
     "feature_group",
-    "leave_one_out_masks",
     "occlusion",
     "perturb_basket",
     "sentence_template",

@@ -3,7 +3,7 @@
 A query is an open basket, its household and its moment (`Baskets`). Scores compare items within one query
 only; -inf means that the model has nothing to say about an item."""
 
-from recutils.models.base import ANONYMOUS, Recommender, age_in_days, mask_basket, one_query, purchases, top_k
+from recutils.models.base import ANONYMOUS, Recommender, mask_basket, one_query, purchases, top_k
 from recutils.models.embeddings import DotProduct, EmbeddingRecommender
 from recutils.models.factors import ALS, FeatureFactors
 from recutils.models.habits import TIFUKNN, HouseholdFrequency, HouseholdRecency, HouseholdSessionKNN, Popularity
@@ -27,7 +27,6 @@ __all__ = [
     "Recommender",
     "RuleRecommender",
     "UserKNN",
-    "age_in_days",
     "keep_largest",
     "mask_basket",
     "one_query",

@@ -1,11 +1,10 @@
 """The ranker in two stages: candidates, features, LambdaMART (chapter 05)."""
 
-from recutils.ranker.candidates import Candidates, holdout_queries
-from recutils.ranker.features import FeatureBuilder, time_slot
+from recutils.ranker.candidates import holdout_queries
+from recutils.ranker.features import FeatureBuilder
 from recutils.ranker.ranker import HybridRanker, RankerSettings, Trees, shop_members, shop_ranker
 
 __all__ = [
-    "Candidates",
     "FeatureBuilder",
     "HybridRanker",
     "RankerSettings",
@@ -13,5 +12,4 @@ __all__ = [
     "holdout_queries",
     "shop_members",
     "shop_ranker",
-    "time_slot",
 ]
