@@ -492,6 +492,11 @@ def test_recommend(client, small, sample_split):
     assert twice["items"] == client.post("/recommend", json={"basket": asked["basket"], "k": 3}).json()["items"]
 
 
+def test_a_basket_that_holds_the_whole_shop_gets_no_offers(client):
+    answer = client.post("/recommend", json={"basket": [f"i{n:02d}" for n in range(30)]})
+    assert answer.status_code == 200 and answer.json()["items"] == []
+
+
 def test_the_other_routes(client, small):
     similar = client.get("/similar/i00?k=3").json()["items"]
     assert len(similar) <= 3 and "i00" not in [o["item"] for o in similar]
