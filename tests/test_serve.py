@@ -435,6 +435,15 @@ def test_the_monitor_alerts_on_drift(small, sample_split):
     assert large.seen["size"].sum() <= large.window
 
 
+def test_a_shop_of_one_week_has_a_reference_too(small, sample_split):
+    train = sample_split.train
+    week = train[np.flatnonzero(train.timestamps > train.timestamps.max() - np.timedelta64(6, "D"))]
+    reference = build.reference_profile(small, week, sample_split.validation, anonymous=True)
+    limits = reference["limits"]
+    assert set(limits) == {"department", "size", "score"} and all(np.isfinite(found).all() for found in limits.values())
+    assert not any(drift.DriftMonitor(**reference).alerts().values())
+
+
 def test_a_limit_is_exceeded_once_in_a_hundred_samples():
     rng = np.random.default_rng(0)
     share = rng.dirichlet(np.ones(8), size=400)
@@ -741,6 +750,10 @@ def test_metrics_count_and_raise_the_alert(client, small):
     assert 'recutils_drift_alert{feature="department"} 1.0' in found
     assert f'recutils_model_info{{version="{small.version}"}} 1.0' in found
     assert 'route="none"' not in found
+    assert "recutils_drift{" in found
+    client.app.state.shared.store.activate(small)  # another version has its own drift, not yet known
+    found = client.get("/metrics").text
+    assert "recutils_drift{" not in found and 'recutils_drift_alert{feature="department"} 0.0' in found
     client.get("/wp-admin.php")
     assert 'route="none",status="404"' in client.get("/metrics").text and "wp-admin" not in client.get("/metrics").text
 

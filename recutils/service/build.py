@@ -141,7 +141,8 @@ def reference_profile(
     of_recent = _session_counts(artifact, _sample(recent, 8000))
     limits = {}
     for name in histograms:
-        before = [np.concatenate([w[name] for w in of_weeks[k + 1 : k + 9]]) for k in range(max(len(weeks) - 8, 1))]
+        n_pairs = min(max(len(weeks) - 8, 1), len(weeks) - 1)  # 0 where all is one week
+        before = [np.concatenate([w[name] for w in of_weeks[k + 1 : k + 9]]) for k in range(n_pairs)]
         pairs = [
             (past, week[name]) for past, week in zip(before, of_weeks, strict=False) if len(past) and len(week[name])
         ]

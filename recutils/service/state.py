@@ -115,6 +115,7 @@ class AppState:
         """All metrics, with drift as it is now."""
         metrics, store = self.metrics, self.store
         metrics.model.clear()
+        metrics.drift.clear()
         metrics.failed.set(bool(store.error))
         if store.model is not None and store.monitor is not None:
             metrics.model.labels(store.model.version).set(1)
