@@ -195,6 +195,19 @@ def test_an_artefact_holds_known_classes_only(folder, small):
         artifact._pack(models.TIFUKNN(), "member", arrays)
     with pytest.raises(ArtifactError, match="Bomb"):
         artifact._pack(Bomb(), "thing", arrays)
+    for name, base in (("EASE", models.EASE), ("DotProduct", models.Popularity)):
+        own = type(name, (base,), {})()  # a reader's own class under the name of one of ours
+        with pytest.raises(ArtifactError, match=name):
+            artifact._pack(own, "member", arrays)
+
+
+def test_a_name_with_a_slash_makes_a_file_too(tmp_path):
+    arrays = {}
+    packed = artifact._pack({"tea/coffee": np.arange(3)}, "members", arrays)
+    for name, array in arrays.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    found = artifact._unpack(packed, lambda name: np.load(tmp_path / f"{name}.npy"))
+    assert found["tea/coffee"].tolist() == [0, 1, 2] and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_manifest_cannot_point_outside(folder):
@@ -280,6 +293,7 @@ def test_saving_again_mends_a_damaged_version(small, folder, encoder):
     (folder / version / "prices.npy").write_bytes(b"")
     assert artifact.save(small, folder, encoder) == version
     assert artifact.load(folder).version == version
+    assert not list(folder.glob(".damaged-*"))
 
 
 def test_pseudonyms_need_the_secret():
