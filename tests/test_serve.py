@@ -677,6 +677,34 @@ def test_two_processes_make_one_secret_and_lose_no_key(tmp_path, monkeypatch):
         assert set(json.loads((folder / "keys.json").read_text())) == wanted
 
 
+def test_two_processes_that_start_in_an_empty_folder_make_one_key(tmp_path, monkeypatch, capsys):
+    from recutils.service import __main__ as program
+
+    (tmp_path / "CURRENT").touch()
+    both, load, found = threading.Barrier(2), auth.load_settings, []
+
+    def load_together(folder, **limits):
+        settings = load(folder, **limits)
+        if not settings.keys:
+            both.wait(30)  # neither goes on before both have found no key
+        return settings
+
+    monkeypatch.setattr(program, "load_settings", load_together)
+    threads = [threading.Thread(target=lambda: found.append(program.prepare(tmp_path, "", {}))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    (key,) = re.findall(r"once: (\S+)", capsys.readouterr().out)
+    assert [auth.Authenticator(settings.keys).client_id(key) for settings in found] == ["first", "first"]
+
+
+def test_the_oldest_filelock_that_we_allow_locks_a_folder(tmp_path, monkeypatch):
+    make = auth.FileLock
+    monkeypatch.setattr(auth, "FileLock", lambda file, timeout=-1, mode=0o644: make(file, timeout, mode))
+    assert auth.create_key(tmp_path, "till") and (tmp_path / ".lock").stat().st_mode & 0o077 == 0
+
+
 def test_limits_come_from_the_environment_too(tmp_path, monkeypatch):
     monkeypatch.setenv("RECUTILS_RATE", "7.5")
     assert auth.load_settings(tmp_path).rate == 7.5 and auth.load_settings(tmp_path, rate=3).rate == 3
