@@ -177,9 +177,7 @@ def save(artifact: Artifact, folder: Path, encoder: Path | None = None) -> str:
             os.makedirs(new)  # for the context manager to clear away
     set_current(folder, version)
     now = time.time()
-    unfinished = [
-        left for left in folder.glob(".new-*") if now - left.stat().st_mtime > 3600
-    ]  # their process was killed
+    unfinished = [f for f in folder.glob(".new-*") if now - f.stat().st_mtime > 3600]  # by a process that was killed
     for left in [*folder.glob(".damaged-*"), *unfinished]:
         shutil.rmtree(left, ignore_errors=True)
     return version
