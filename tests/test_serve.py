@@ -315,7 +315,7 @@ def test_another_shop_is_served_by_the_code_on_its_page(sample, sample_split, tm
         assert shop.ask(f"{address}/explain", key, {"basket": ["i04"], "item": "i05"})[0] == 200
 
 
-# ---------------------------------------------------------------------------------------------- search, replacements
+# ---------------------------------------------------------------------------------------------- search, substitutes
 
 
 def test_search_finds_by_words_by_beginnings_and_by_meaning(small):
@@ -325,7 +325,7 @@ def test_search_finds_by_words_by_beginnings_and_by_meaning(small):
     assert small.search("?!") == [] and small.search("") == []
 
 
-def test_replacements_are_alike_and_not_bought_together():
+def test_substitutes_are_alike_and_not_bought_together():
     vectors = np.array([[1, 0], [0.9, 0.1], [0.8, 0.2], [0, 1]], np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     matrix = sparse.csr_matrix(np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 0]], np.float32))

@@ -155,8 +155,8 @@ async def explain_offer(request: ExplainRequest, state: State) -> ExplainRespons
     query = one_query(basket, household, request.moment, model.ranker.n_items)
     found = await state.run_in_worker(lambda: explain(model.ranker, query, item, model.context))
     parts = [(model.item_ids[i], name, value) for i, name, value in found.basket]
-    told = {n: getattr(found, n) for n in ("sentence", "rank", "score", "evidence", "rules", "counterfactual")}
-    return ExplainResponse(**told, basket=parts, version=model.version)
+    shown = {n: getattr(found, n) for n in ("sentence", "rank", "score", "evidence", "rules", "counterfactual")}
+    return ExplainResponse(**shown, basket=parts, version=model.version)
 
 
 @router.post("/feedback", status_code=202, responses=ERROR_RESPONSES)
