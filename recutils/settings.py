@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
 from pathlib import Path
+from types import FunctionType, MethodType
 from typing import Any, ParamSpec, TypeVar
 
 import joblib
@@ -212,10 +213,21 @@ def _load_or_build(file: Path, build: Callable[[], R]) -> R:
 
 
 def canonical(value: Any) -> Any:
-    """A csr matrix without what it remembers of earlier questions, so that equal ones have equal hashes."""
+    """A value as it is hashed, so that equal ones have equal hashes and those that do something else have others.
+
+    A csr matrix is taken without what it remembers of earlier questions; functions, classes, and objects whose class is
+    typed into a notebook, by their code and data.
+    """
     if isinstance(value, sparse.csr_matrix):
         return sparse.csr_matrix((value.data, value.indices, value.indptr), value.shape)
-    return [canonical(v) for v in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [canonical(v) for v in value]
+    if isinstance(value, dict):
+        return {name: canonical(v) for name, v in value.items()}
+    wrapper = isinstance(value, MethodType | functools.partial) or hasattr(value, "__wrapped__")
+    if wrapper or isinstance(value, FunctionType | type) or type(value).__module__ == "__main__":
+        return list(notebook_code(value, "argument", set()))
+    return value
 
 
 def cache_key(function: Callable, version: int, libraries: tuple[str, ...]) -> str:

@@ -4,6 +4,7 @@ import ast
 import dis
 import functools
 import hashlib
+import importlib.util
 import inspect
 import sys
 import sysconfig
@@ -48,12 +49,15 @@ def code_digest(module: str) -> str:
 def _source(module: str) -> Path | None:
     """The file of a module, None where there is none (a name that is a function, a module typed into a notebook)."""
     package, *rest = module.split(".")
-    origin = getattr(sys.modules.get(package), "__file__", None)
+    spec = importlib.util.find_spec(package) if package and package not in sys.modules else None
+    origin = getattr(sys.modules.get(package), "__file__", None) or (
+        spec.origin if spec and spec.has_location else None
+    )
     if origin is None:
         return None
     place = Path(origin).parent.joinpath(*rest)
     files = [place.with_suffix(".py"), place / "__init__.py"] if rest else [Path(origin)]
-    return next((file for file in files if file.exists()), None)
+    return next((file for file in files if file.suffix == ".py" and file.exists()), None)
 
 
 @functools.cache
@@ -86,6 +90,7 @@ def notebook_code(value: Any, name: str, seen: set[int]) -> Iterator[str]:
     if isinstance(value, ModuleType | FunctionType | type):
         home = str(value.__name__ if isinstance(value, ModuleType) else value.__module__)
         if home != "__main__":
+            yield f"{home} {getattr(value, '__qualname__', '')}"
             yield from [] if _of_library(home) else module_code(home)
         elif isinstance(value, FunctionType):
             yield from _function_code(value, seen)
@@ -106,23 +111,35 @@ def _of_library(module: str) -> bool:
 
 
 def _function_code(function: FunctionType, seen: set[int]) -> Iterator[str]:
-    used, modules = set(), [""]
+    yield _constant(function.__code__)
+    used, attributes, modules = set(), set(), set()
     for instruction in _instructions(function.__code__):
         yield f"{instruction.opname} {_constant(instruction.argval)}"
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             used.add(instruction.argval)
+        elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM"):  # each may name a module of a package
+            attributes.add(instruction.argval)
         elif instruction.opname == "IMPORT_NAME":
-            modules.append(instruction.argval)
-        elif instruction.opname == "IMPORT_FROM":  # may be a module of the package that was named last
-            modules.append(f"{modules[-1]}.{instruction.argval}")
+            modules.add(instruction.argval)
     for name in sorted(used & function.__globals__.keys()):
-        yield from notebook_code(function.__globals__[name], name, seen)
-    for module in modules:
-        yield from [] if _of_library(module) else module_code(module)
+        value = function.__globals__[name]
+        yield from notebook_code(value, name, seen)
+        if isinstance(value, ModuleType):
+            modules.add(value.__name__)
+    for module in sorted(modules):
+        yield from [] if _of_library(module) else _modules_code(module, sorted(attributes))
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         yield from notebook_code(cell.cell_contents, name, seen)
     yield from notebook_code(function.__defaults__, "defaults", seen)
     yield from notebook_code(function.__kwdefaults__, "defaults by keyword", seen)
+
+
+def _modules_code(module: str, attributes: list[str]) -> Iterator[str]:
+    """The code of a module and of those inside it that attributes may name, as in `recutils.data.item_text`."""
+    yield from module_code(module)
+    for inside in (f"{module}.{attribute}" for attribute in attributes):
+        if _source(inside) is not None:
+            yield from _modules_code(inside, attributes)
 
 
 def _instructions(code: CodeType) -> Iterator[dis.Instruction]:
@@ -132,10 +149,16 @@ def _instructions(code: CodeType) -> Iterator[dis.Instruction]:
             yield from _instructions(instruction.argval)
 
 
+VARIABLE_ARGUMENTS = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
+
+
 def _constant(value: Any) -> str:
     """A constant of compiled code as text that is the same in every process."""
     if isinstance(value, CodeType):
-        return value.co_name
+        code = value  # not all flags: some tell of a docstring
+        arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        kinds = (code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & VARIABLE_ARGUMENTS)
+        return f"{code.co_name} {arguments} {kinds}"
     return str(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
 
 

@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 import textwrap
+import types
 
+import joblib
 import nbformat
 import pytest
 from conftest import ROOT
@@ -237,6 +239,81 @@ def test_the_key_of_a_notebook_function_holds_what_it_uses(tmp_path):
     # Another kernel, whose strings hash otherwise, finds it all; another seed finds nothing.
     assert notebook(tmp_path, CHANGES, PYTHONHASHSEED="1") == [f"{value} {value}" for value in CHANGES.values()]
     assert notebook(tmp_path, same, RECUTILS_SEED="1") == ["built 13.5 13.5"]
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """Runs a cell as a whole notebook, and returns its names."""
+
+    def run(cell):
+        module = types.ModuleType("__main__")
+        monkeypatch.setitem(sys.modules, "__main__", module)
+        exec(textwrap.dedent(cell), module.__dict__)
+        return module
+
+    return run
+
+
+def key_of(notebook):
+    return settings.cache_key(notebook.made, 1, ())
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("helper(a, b)", "helper(b, a)"),
+        ("helper(a, b)", "helper(a, /, b)"),
+        ("helper(a, b)", "helper(a, b, *c)"),
+        ("lambda c, d", "lambda d, c"),
+        ("import profile", "import precision"),
+    ],
+)
+def test_the_key_holds_signatures_and_where_a_name_comes_from(kernel, old, new):
+    cell = """
+        from recutils.settings import profile as world
+        def helper(a, b): return a - b, (lambda c, d: c - d)
+        def made(): return helper(1, 2), world()
+        """
+    assert old in cell and key_of(kernel(cell)) == key_of(kernel(cell)) != key_of(kernel(cell.replace(old, new)))
+
+
+@pytest.mark.parametrize(
+    "old, new", [("* self.n", "/ self.n"), ("x + 1", "x + 2"), ("x - 1", "x - 2"), ("Plan(2)", "Plan(3)")]
+)
+def test_an_argument_from_a_notebook_counts_by_what_it_does(kernel, old, new):
+    cell = """
+        import functools
+        class Plan:
+            def __init__(self, n): self.n = n
+            def scale(self, x): return x * self.n
+        def step(x, y=0): return x + 1
+        def other(x): return x - 1
+        given = {"plan": [Plan(2)], "step": step, "part": functools.partial(other, 1)}
+        """
+    hashes = [joblib.hash(settings.canonical(kernel(c).given)) for c in (cell, cell, cell.replace(old, new))]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "import own\ndef made(): return own.deep.inner.f()",
+        "def made():\n import own.deep\n return own.deep.inner.f()",
+        "def made():\n from own.deep import other, inner\n return inner.f()",
+    ],
+)
+def test_a_module_of_the_reader_counts_before_it_is_imported_and_by_its_attributes(tmp_path, cell):
+    place = tmp_path / "own" / "deep"
+    place.mkdir(parents=True)
+    for name in ("../__init__", "__init__", "other"):
+        (place / f"{name}.py").write_text("")
+    code = f"from recutils import settings\n{cell}\nprint(settings.cache_key(made, 1, ()))"
+    keys = []
+    for text in ("def f(): return 1", "# a remark\ndef f(): return 1", "def f(): return 2"):
+        (place / "inner.py").write_text(text)
+        paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+        keys.append(python(code, PYTHONPATH=paths))
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_data_without_a_hash_is_named():

@@ -297,12 +297,12 @@ def test_cold_items_are_a_stratified_tenth_hidden_from_training(journey_split):
 
 def test_cold_validation_items_are_another_tenth_sold_only_in_validation(journey_split):
     cold = data.hide_cold_items(journey_split)
-    practice = data.cold_validation_split(cold)
-    assert not (practice.cold & cold.cold).any()
-    assert practice.cold.sum() == pytest.approx(0.1 * (~cold.cold).sum(), rel=0.02)
-    assert practice.train.matrix[:, practice.cold | cold.cold].nnz == 0
-    assert practice.validation.matrix[:, practice.cold].nnz > 0 == practice.validation.matrix[:, cold.cold].nnz
-    assert (practice.validation.matrix != cold.validation.matrix).nnz == 0
+    inner = data.cold_validation_split(cold)
+    assert not (inner.cold & cold.cold).any()
+    assert inner.cold.sum() == pytest.approx(0.1 * (~cold.cold).sum(), rel=0.02)
+    assert inner.train.matrix[:, inner.cold | cold.cold].nnz == 0
+    assert inner.validation.matrix[:, inner.cold].nnz > 0 == inner.validation.matrix[:, cold.cold].nnz
+    assert (inner.validation.matrix != cold.validation.matrix).nnz == 0
 
 
 def _build(folder, queue):

@@ -13,20 +13,20 @@ ROOMS = {
     "": set(),
     "source_code": set(),
     "settings": {"source_code"},
-    "plots": {"settings"},
+    "plots": set(),
     "data": {"settings"},
     "models": {"data", "rules", "settings"},
     "recommend": {"models"},
     "evaluate": {"data", "models", "settings"},
-    "rules": {"data", "settings"},
-    "text": {"data", "models", "settings"},
+    "rules": set(),
+    "text": {"settings"},
     "graph": {"data", "models", "rules", "settings", "text"},
-    "ranker": {"data", "evaluate", "models", "settings"},
-    "bundles": {"data", "models", "ranker", "rules", "settings"},
-    "explain": {"data", "evaluate", "models", "ranker", "rules", "settings"},
+    "ranker": {"data", "models", "settings"},
+    "bundles": {"rules"},
+    "explain": {"data", "models", "ranker"},
 }
-# Lines of the package without its service, and of the service; what is meant is 3,000 and 1,000.
-MOST_LINES = {"package": 5200, "service": 1700}
+# Lines of the package without its service, and of the service; meant are 3,000 and 1,000. A ratchet: it only goes down.
+MOST_LINES = {"package": 5150, "service": 1640}
 LONGEST_FUNCTION, MOST_PARAMETERS = 40, 7
 # Public names that one notebook alone uses, or none, each with its reason.
 SINGLE = {
@@ -49,6 +49,11 @@ PUBLISHED = {"train_node_classifier"}
 def test_imports_run_one_way(module):
     allowed = set(ROOMS) | {""} if module.room == "service" else ROOMS[module.room]
     assert module.imports <= allowed, f"{module.name} imports {module.imports - allowed}"
+
+
+def test_no_room_may_import_what_it_does_not_use():
+    used = {room: set().union(*(m.imports for m in PACKAGE if m.room == room)) for room in ROOMS}
+    assert used == ROOMS
 
 
 def test_rooms_make_no_circle():

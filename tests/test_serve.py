@@ -195,6 +195,19 @@ def test_an_artefact_holds_known_classes_only(folder, small):
         artifact._pack(models.TIFUKNN(), "member", arrays)
     with pytest.raises(ArtifactError, match="Bomb"):
         artifact._pack(Bomb(), "thing", arrays)
+    for name, base in (("EASE", models.EASE), ("DotProduct", models.Popularity)):
+        own = type(name, (base,), {})()  # a reader's own class under the name of one of ours
+        with pytest.raises(ArtifactError, match=name):
+            artifact._pack(own, "member", arrays)
+
+
+def test_a_name_with_a_slash_makes_a_file_too(tmp_path):
+    arrays = {}
+    packed = artifact._pack({"tea/coffee": np.arange(3)}, "members", arrays)
+    for name, array in arrays.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    found = artifact._unpack(packed, lambda name: np.load(tmp_path / f"{name}.npy"))
+    assert found["tea/coffee"].tolist() == [0, 1, 2] and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_manifest_cannot_point_outside(folder):
@@ -280,6 +293,7 @@ def test_saving_again_mends_a_damaged_version(small, folder, encoder):
     (folder / version / "prices.npy").write_bytes(b"")
     assert artifact.save(small, folder, encoder) == version
     assert artifact.load(folder).version == version
+    assert not list(folder.glob(".damaged-*"))
 
 
 def test_pseudonyms_need_the_secret():
@@ -301,7 +315,7 @@ def test_another_shop_is_served_by_the_code_on_its_page(sample, sample_split, tm
         assert shop.ask(f"{address}/explain", key, {"basket": ["i04"], "item": "i05"})[0] == 200
 
 
-# ---------------------------------------------------------------------------------------------- search, replacements
+# ---------------------------------------------------------------------------------------------- search, substitutes
 
 
 def test_search_finds_by_words_by_beginnings_and_by_meaning(small):
@@ -311,7 +325,7 @@ def test_search_finds_by_words_by_beginnings_and_by_meaning(small):
     assert small.search("?!") == [] and small.search("") == []
 
 
-def test_replacements_are_alike_and_not_bought_together():
+def test_substitutes_are_alike_and_not_bought_together():
     vectors = np.array([[1, 0], [0.9, 0.1], [0.8, 0.2], [0, 1]], np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     matrix = sparse.csr_matrix(np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 0]], np.float32))
@@ -435,6 +449,15 @@ def test_the_monitor_alerts_on_drift(small, sample_split):
     assert large.seen["size"].sum() <= large.window
 
 
+def test_a_shop_of_one_week_has_a_reference_too(small, sample_split):
+    train = sample_split.train
+    week = train[np.flatnonzero(train.timestamps > train.timestamps.max() - np.timedelta64(6, "D"))]
+    reference = build.reference_profile(small, week, sample_split.validation, anonymous=True)
+    limits = reference["limits"]
+    assert set(limits) == {"department", "size", "score"} and all(np.isfinite(found).all() for found in limits.values())
+    assert not any(drift.DriftMonitor(**reference).alerts().values())
+
+
 def test_a_limit_is_exceeded_once_in_a_hundred_samples():
     rng = np.random.default_rng(0)
     share = rng.dirichlet(np.ones(8), size=400)
@@ -490,6 +513,11 @@ def test_recommend(client, small, sample_split):
     assert [o["item"] for o in stranger["items"]] == [small.item_ids[i] for i in wanted]
     twice = client.post("/recommend", json={"basket": asked["basket"] * 2, "k": 3}).json()
     assert twice["items"] == client.post("/recommend", json={"basket": asked["basket"], "k": 3}).json()["items"]
+
+
+def test_a_basket_that_holds_the_whole_shop_gets_no_offers(client):
+    answer = client.post("/recommend", json={"basket": [f"i{n:02d}" for n in range(30)]})
+    assert answer.status_code == 200 and answer.json()["items"] == []
 
 
 def test_the_other_routes(client, small):
@@ -649,6 +677,34 @@ def test_two_processes_make_one_secret_and_lose_no_key(tmp_path, monkeypatch):
         assert set(json.loads((folder / "keys.json").read_text())) == wanted
 
 
+def test_two_processes_that_start_in_an_empty_folder_make_one_key(tmp_path, monkeypatch, capsys):
+    from recutils.service import __main__ as program
+
+    (tmp_path / "CURRENT").touch()
+    both, load, found = threading.Barrier(2), auth.load_settings, []
+
+    def load_together(folder, **limits):
+        settings = load(folder, **limits)
+        if not settings.keys:
+            both.wait(30)  # neither goes on before both have found no key
+        return settings
+
+    monkeypatch.setattr(program, "load_settings", load_together)
+    threads = [threading.Thread(target=lambda: found.append(program.prepare(tmp_path, "", {}))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    (key,) = re.findall(r"once: (\S+)", capsys.readouterr().out)
+    assert [auth.Authenticator(settings.keys).client_id(key) for settings in found] == ["first", "first"]
+
+
+def test_the_oldest_filelock_that_we_allow_locks_a_folder(tmp_path, monkeypatch):
+    make = auth.FileLock
+    monkeypatch.setattr(auth, "FileLock", lambda file, timeout=-1, mode=0o644: make(file, timeout, mode))
+    assert auth.create_key(tmp_path, "till") and (tmp_path / ".lock").stat().st_mode & 0o077 == 0
+
+
 def test_limits_come_from_the_environment_too(tmp_path, monkeypatch):
     monkeypatch.setenv("RECUTILS_RATE", "7.5")
     assert auth.load_settings(tmp_path).rate == 7.5 and auth.load_settings(tmp_path, rate=3).rate == 3
@@ -736,6 +792,10 @@ def test_metrics_count_and_raise_the_alert(client, small):
     assert 'recutils_drift_alert{feature="department"} 1.0' in found
     assert f'recutils_model_info{{version="{small.version}"}} 1.0' in found
     assert 'route="none"' not in found
+    assert "recutils_drift{" in found
+    client.app.state.shared.store.activate(small)  # another version has its own drift, not yet known
+    found = client.get("/metrics").text
+    assert "recutils_drift{" not in found and 'recutils_drift_alert{feature="department"} 0.0' in found
     client.get("/wp-admin.php")
     assert 'route="none",status="404"' in client.get("/metrics").text and "wp-admin" not in client.get("/metrics").text
 

@@ -10,7 +10,7 @@ import uvicorn
 from threadpoolctl import threadpool_limits
 
 from recutils.service.app import create_app
-from recutils.service.auth import ServiceSettings, create_key, default_folder, load_settings
+from recutils.service.auth import ServiceSettings, create_first_key, default_folder, load_settings
 from recutils.service.build import build_book_shop
 from recutils.service.middleware import JsonFormatter
 
@@ -36,9 +36,10 @@ def prepare(folder: Path, address: str, limits: dict[str, float]) -> ServiceSett
             missing = f"what builds one is not installed ({error.name})"
             sys.exit(f"No version in {folder}, and {missing}; save one there.")
     if not settings.keys:
-        key = create_key(folder, "first")
+        key = create_first_key(folder)  # None where another process has just made it, and shown it
         settings = load_settings(folder, **limits)
-        print(f"A key, shown this once: {key}\nThe page: {address}/#key={key}", flush=True)
+        if key is not None:
+            print(f"A key, shown this once: {key}\nThe page: {address}/#key={key}", flush=True)
     return settings
 
 

@@ -95,7 +95,7 @@ async def recommend(request: RecommendRequest, state: State) -> ItemsResponse:
     basket = item_columns(model, request.basket, "body.basket")
     household = state.household_row(model, request.household)
     items, scores = model.ranker.recommend_one(basket, household, request.moment, request.k)
-    if monitor is not None and len(basket):
+    if monitor is not None and len(basket) and len(scores):
         monitor.count("department", model.department_codes[basket])
         monitor.count_values("size", len(basket))
         monitor.count_values("score", float(scores[0]))
@@ -155,8 +155,8 @@ async def explain_offer(request: ExplainRequest, state: State) -> ExplainRespons
     query = one_query(basket, household, request.moment, model.ranker.n_items)
     found = await state.run_in_worker(lambda: explain(model.ranker, query, item, model.context))
     parts = [(model.item_ids[i], name, value) for i, name, value in found.basket]
-    told = {n: getattr(found, n) for n in ("sentence", "rank", "score", "evidence", "rules", "counterfactual")}
-    return ExplainResponse(**told, basket=parts, version=model.version)
+    shown = {n: getattr(found, n) for n in ("sentence", "rank", "score", "evidence", "rules", "counterfactual")}
+    return ExplainResponse(**shown, basket=parts, version=model.version)
 
 
 @router.post("/feedback", status_code=202, responses=ERROR_RESPONSES)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from scipy import sparse
@@ -111,8 +112,9 @@ def _pack(value: Any, place: str, arrays: dict[str, np.ndarray]) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
-        arrays[place] = value
-        return {"array": place}
+        name = quote(place, safe="")  # the name of a file; a place may hold a slash
+        arrays[name] = value
+        return {"array": name}
     if isinstance(value, sparse.csr_matrix):
         parts = {name: _pack(getattr(value, name), f"{place}.{name}", arrays) for name in ("data", "indices", "indptr")}
         return {"csr": parts, "shape": list(value.shape)}
@@ -123,7 +125,8 @@ def _pack(value: Any, place: str, arrays: dict[str, np.ndarray]) -> Any:
     if not isinstance(value, Recommender):
         raise ArtifactError(f"{place} is a {type(value).__name__}, which an artefact cannot hold.")
     name = value.saved_as or type(value).__name__
-    if name not in ALLOWED_TYPES:
+    kind = ALLOWED_TYPES.get(name)
+    if kind is None or not isinstance(value, kind) or not (value.saved_as or type(value) is kind):
         raise ArtifactError(f"{place} is a {type(value).__name__}; an artefact holds {', '.join(ALLOWED_TYPES)}.")
     return {"object": name, "state": {n: _pack(part, f"{place}.{n}", arrays) for n, part in value.state().items()}}
 
@@ -173,9 +176,10 @@ def save(artifact: Artifact, folder: Path, encoder: Path | None = None) -> str:
             os.rename(new, folder / version)
             os.makedirs(new)  # for the context manager to clear away
     set_current(folder, version)
-    for left in folder.glob(".new-*"):  # by a process that was killed
-        if time.time() - left.stat().st_mtime > 3600:
-            shutil.rmtree(left, ignore_errors=True)
+    now = time.time()
+    unfinished = [f for f in folder.glob(".new-*") if now - f.stat().st_mtime > 3600]  # by a process that was killed
+    for left in [*folder.glob(".damaged-*"), *unfinished]:
+        shutil.rmtree(left, ignore_errors=True)
     return version
 
 

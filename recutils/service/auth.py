@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import AcquireReturnProxy, FileLock
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -18,7 +18,10 @@ from recutils.settings import cache_folder
 
 
 class ServiceSettings(BaseSettings):
-    """Where the service finds things, and what it allows. Each may come from the environment, as `RECUTILS_RATE`.
+    """Where the service finds things, and what it allows.
+
+    Limits may come from the environment, as `RECUTILS_RATE`; where folder, secret and keys come from, `load_settings`
+    says.
 
     - `folder`: artefacts, as `artifact.save` writes them; `feedback.jsonl` is kept beside them
     - `secret`: 16 bytes or more, makes pseudonyms of household ids
@@ -55,10 +58,20 @@ def create_key(folder: Path, client: str) -> str:
     A key is 32 random bytes, so that a plain hash is enough; a password would need a slow one. Several processes may
     make keys at the same time.
     """
-    key = secrets.token_urlsafe(32)
     with _locked(folder):
-        keys = _read_keys(folder) | {client: hashlib.sha256(key.encode()).hexdigest()}
-        _write(folder / "keys.json", json.dumps(keys, indent=1))
+        return _add_key(folder, client)
+
+
+def create_first_key(folder: Path) -> str | None:
+    """Make the key of the client `first` as `create_key` does; None where the folder has a key already."""
+    with _locked(folder):
+        return None if _read_keys(folder) else _add_key(folder, "first")
+
+
+def _add_key(folder: Path, client: str) -> str:
+    key = secrets.token_urlsafe(32)
+    keys = _read_keys(folder) | {client: hashlib.sha256(key.encode()).hexdigest()}
+    _write(folder / "keys.json", json.dumps(keys, indent=1))
     return key
 
 
@@ -92,10 +105,10 @@ def _read_secret(folder: Path) -> bytes:
     return file.read_bytes().strip()
 
 
-def _locked(folder: Path) -> FileLock:
+def _locked(folder: Path) -> AcquireReturnProxy:
     """One process at a time may change what lies in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / ".lock", mode=0o600, poll_interval=0.005)
+    return FileLock(folder / ".lock", mode=0o600).acquire(poll_interval=0.005)
 
 
 def _write(file: Path, text: str) -> None:

@@ -18,7 +18,7 @@ from recutils.rules.measures import pair_counts
 from recutils.service.artifact import Artifact, save
 from recutils.service.monitor import drift_limit
 from recutils.service.onnx_encoder import OnnxEncoder, export_onnx
-from recutils.service.pseudonyms import pseudonym
+from recutils.service.pseudonyms import pseudonym, secret_check
 from recutils.service.search import bm25_index, split_up
 from recutils.settings import SEED
 
@@ -76,7 +76,7 @@ def assemble(ranker: HybridRanker, shop: ShopData, encoder: Path, secret: bytes)
         bm25_weights=bm25_weights,
         text_embeddings=embeddings,
         reference={},
-        secret_check=pseudonym("the shop's own check", secret),
+        secret_check=secret_check(secret),
         encoder=reader,
     )
     artifact.reference = reference_profile(artifact, train, shop.recent, shop.anonymous)
@@ -141,7 +141,8 @@ def reference_profile(
     of_recent = _session_counts(artifact, _sample(recent, 8000))
     limits = {}
     for name in histograms:
-        before = [np.concatenate([w[name] for w in of_weeks[k + 1 : k + 9]]) for k in range(max(len(weeks) - 8, 1))]
+        n_pairs = min(max(len(weeks) - 8, 1), len(weeks) - 1)  # 0 where all is one week
+        before = [np.concatenate([w[name] for w in of_weeks[k + 1 : k + 9]]) for k in range(n_pairs)]
         pairs = [
             (past, week[name]) for past, week in zip(before, of_weeks, strict=False) if len(past) and len(week[name])
         ]
@@ -228,8 +229,8 @@ def build_book_shop(folder: Path, secret: bytes) -> str:
     items, texts = split.items, data.item_text(split.items).to_list()
     prices = data.item_features(store, split)["price"].to_numpy()
     del store
-    practice = data.cold_validation_split(data.hide_cold_items(split)).train.matrix
-    words = text.shop_vectors(texts, practice)
+    warm = data.cold_validation_split(data.hide_cold_items(split)).train.matrix
+    words = text.shop_vectors(texts, warm)
     network = graph.GraphRecommender(words).fit(split.train)
     early = split.validation.timestamps < np.datetime64(split.validation_start + pd.Timedelta(weeks=2))
     labels, recent = split.validation[np.flatnonzero(early)], split.validation[np.flatnonzero(~early)]

@@ -16,7 +16,7 @@ from recutils.service.artifact import Artifact, ArtifactError, load
 from recutils.service.auth import Authenticator, RateLimiter, ServiceSettings
 from recutils.service.middleware import Metrics
 from recutils.service.monitor import DriftMonitor
-from recutils.service.pseudonyms import pseudonym
+from recutils.service.pseudonyms import pseudonym, secret_check
 from recutils.service.schemas import APIError
 
 log = logging.getLogger("recutils.service")
@@ -71,7 +71,7 @@ class ModelStore:
         The one before is freed when its last request ends: it holds no reference cycles, so that no garbage has to be
         collected, which would stop every request meanwhile. What is loaded need never be searched for garbage.
         """
-        if model.secret_check != pseudonym("the shop's own check", self.settings.secret):
+        if model.secret_check != secret_check(self.settings.secret):
             raise ArtifactError("Its pseudonyms were made with another secret (RECUTILS_SECRET); build it again.")
         self.model, self.monitor, self.error = model, DriftMonitor(**model.reference), ""
         gc.freeze()
@@ -115,6 +115,7 @@ class AppState:
         """All metrics, with drift as it is now."""
         metrics, store = self.metrics, self.store
         metrics.model.clear()
+        metrics.drift.clear()
         metrics.failed.set(bool(store.error))
         if store.model is not None and store.monitor is not None:
             metrics.model.labels(store.model.version).set(1)

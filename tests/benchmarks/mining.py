@@ -38,8 +38,9 @@ elif method == "mlxtend fpgrowth":
     rows = lambda found: zip(found["itemsets"], (found["support"] * x.shape[0]).round())
 else:
     import fim
+    from recutils.rules.association import min_count_of
     baskets = [x.indices[a:b].tolist() for a, b in zip(x.indptr, x.indptr[1:])]
-    count = rules._min_count(support, x.shape[0])
+    count = min_count_of(support, x.shape[0])
     mine = lambda: fim.eclat(baskets, supp=-count, zmin=1, zmax=longest or -1, report="a")
     rows = lambda found: ((frozenset(items), count) for items, count in found)
 peak = lambda: int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1]) / 1024
