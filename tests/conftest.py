@@ -22,6 +22,7 @@ def missing(what: str, need: str) -> None:
 
 # What a fixture says of the tests that use it.
 MARKS = {"journey": "store", "shared": "store", "chromium": "browser"}
+MARKS |= {"live": "slow", "excerpt": "slow", "three": "slow", "package": "slow", "kernel": "slow"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -43,6 +43,7 @@ def python(code, *arguments, **variables):
     return run.stdout.strip()
 
 
+@pytest.mark.slow
 def test_training_twice_in_two_processes_gives_the_same_bits(tmp_path):
     """The encoder and the graph network; the second time beside a busy neighbour."""
     sample = ROOT / "data" / "sample"
@@ -156,6 +157,7 @@ def test_version_and_libraries_change_the_key(package):
     assert entries() == 3
 
 
+@pytest.mark.slow
 def test_two_precisions_and_two_numbers_of_threads_never_share_an_entry(package):
     _, build, entries = package
     found = [
@@ -228,6 +230,7 @@ def notebook(folder, changes, **variables):
     return python(KERNEL, json.dumps(notebooks), **variables).splitlines()
 
 
+@pytest.mark.slow
 def test_the_key_of_a_notebook_function_holds_what_it_uses(tmp_path):
     same = [("print(made", "print(made")]
     assert notebook(tmp_path, [*same, *REMARKS, *CHANGES, *same]) == [
@@ -268,6 +271,7 @@ def key_of(notebook):
         ("import profile", "import precision"),
     ],
 )
+@pytest.mark.slow
 def test_the_key_holds_signatures_and_where_a_name_comes_from(kernel, old, new):
     cell = """
         from recutils.settings import profile as world
@@ -280,6 +284,7 @@ def test_the_key_holds_signatures_and_where_a_name_comes_from(kernel, old, new):
 @pytest.mark.parametrize(
     "old, new", [("* self.n", "/ self.n"), ("x + 1", "x + 2"), ("x - 1", "x - 2"), ("Plan(2)", "Plan(3)")]
 )
+@pytest.mark.slow
 def test_an_argument_from_a_notebook_counts_by_what_it_does(kernel, old, new):
     cell = """
         import functools
@@ -302,6 +307,7 @@ def test_an_argument_from_a_notebook_counts_by_what_it_does(kernel, old, new):
         "def made():\n from own.deep import other, inner\n return inner.f()",
     ],
 )
+@pytest.mark.slow
 def test_a_module_of_the_reader_counts_before_it_is_imported_and_by_its_attributes(tmp_path, cell):
     place = tmp_path / "own" / "deep"
     place.mkdir(parents=True)
@@ -393,6 +399,7 @@ print(best)
 """
 
 
+@pytest.mark.slow
 def test_an_example_that_holds_by_rounding_only_is_caught(tmp_path):
     """A near tie, decided by the last digit of a sum: it stands where it was written and falls in another world."""
     find = FRAGILE.split("best =")[0] + "print((scores @ scores).item())"

@@ -215,6 +215,7 @@ def test_the_set_transformer_reads_sets(sets, sample_split):
     assert (one - other).abs().max() < 0.01 * change and (one - padded).abs().max() < 0.01 * change
 
 
+@pytest.mark.slow
 def test_the_set_transformer_learns_planted_companions(sets, sample_split):
     model = sets["SetTransformer"](None, steps=150, width=32).fit(sample_split.train)
     place = {name: i for i, name in enumerate(sample_split.items["name"])}

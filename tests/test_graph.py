@@ -195,6 +195,7 @@ def blocks():
 
 
 @pytest.mark.parametrize("model", ["gcn", "gat"])
+@pytest.mark.slow
 def test_node_classifier_beats_words_alone(blocks, model):
     x, edges, y, train, check = blocks
     found, logits = graph.train_node_classifier(x, edges, y, train, check, model=model)
@@ -208,6 +209,7 @@ def test_node_classifier_beats_words_alone(blocks, model):
     assert torch.equal(again, logits)
 
 
+@pytest.mark.slow
 def test_attention_reaches_the_level_of_gcn(blocks):
     x, edges, y, train, check = blocks
     right = {}

@@ -380,6 +380,7 @@ def test_the_ranker_puts_candidates_first_and_unsold_items_in_the_order_of_the_f
         np.testing.assert_array_equal(np.argsort(-scores[row, rest]), np.argsort(-behind[row, rest]))
 
 
+@pytest.mark.slow
 def test_a_family_can_be_left_out_and_histories_renewed(sample_split):
     model = hybrid().fit(sample_split.train)
     queries, labels = ranker.holdout_queries(sample_split.test, n_holdouts=2)
@@ -416,6 +417,7 @@ class Scaled(models.Popularity):
 
 
 @pytest.mark.parametrize("factor", [1e6, 1.0, 1e-9])
+@pytest.mark.slow
 def test_the_order_below_the_candidates_does_not_hang_on_the_size_of_the_fallbacks_scores(factor, sample_split):
     """Scores far above 100 stay below the candidates, and close ones are not rounded together."""
     members = {"rare": models.RuleRecommender(0.05, 0.3), "all": Scaled(factor)}
@@ -436,6 +438,7 @@ def test_the_order_below_the_candidates_does_not_hang_on_the_size_of_the_fallbac
 
 
 @pytest.mark.parametrize("gone", [["ease"], ["text", "recency"]])
+@pytest.mark.slow
 def test_trees_that_read_fewer_columns_score_one_basket_and_a_batch_alike(gone, sample_split):
     """Columns go to the trees by name: trained without a member, known and unknown households are served."""
     model = hybrid().fit(sample_split.train)
@@ -457,6 +460,7 @@ def test_trees_that_read_fewer_columns_score_one_basket_and_a_batch_alike(gone, 
         less.use_trees(ranker.Trees(["ease", "other"], None))
 
 
+@pytest.mark.slow
 def test_counts_of_candidates_go_by_name(sample_split):
     """The same counts, members in another order: the same candidates."""
     counts = {"ease": 1, "recency": 30, "text": 4}

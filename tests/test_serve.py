@@ -268,6 +268,7 @@ for step in map(int, sys.argv[2:]):
 """
 
 
+@pytest.mark.slow
 def test_a_save_that_is_killed_leaves_a_whole_version(small, tmp_path):
     old = artifact.save(small, tmp_path)
 
@@ -303,6 +304,7 @@ def test_pseudonyms_need_the_secret():
     )
 
 
+@pytest.mark.slow
 def test_another_shop_is_served_by_the_code_on_its_page(sample, sample_split, tmp_path, monkeypatch):
     """The second piece of code on the page 'Your own shop', run as it stands there."""
     monkeypatch.chdir(tmp_path)
@@ -362,6 +364,7 @@ def test_fewer_layers_leave_the_original_alone():
     np.testing.assert_array_equal(text.encode(keep_layers(whole, range(6)), ["tea"]), text.encode(whole, ["tea"]))
 
 
+@pytest.mark.slow
 def test_a_pruned_encoder_learns_on_and_is_found_again(sample_split, tmp_path, monkeypatch):
     """Three layers are left, they have moved from where chapter 02 left them, and the second call trains nothing."""
     monkeypatch.setenv("RECUTILS_CACHE", str(tmp_path))
@@ -661,6 +664,7 @@ for folder in sorted(pathlib.Path(sys.argv[1]).iterdir()):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_make_one_secret_and_lose_no_key(tmp_path, monkeypatch):
     monkeypatch.delenv("RECUTILS_SECRET", raising=False)
     for n in range(20):
@@ -677,6 +681,7 @@ def test_two_processes_make_one_secret_and_lose_no_key(tmp_path, monkeypatch):
         assert set(json.loads((folder / "keys.json").read_text())) == wanted
 
 
+@pytest.mark.slow
 def test_two_processes_that_start_in_an_empty_folder_make_one_key(tmp_path, monkeypatch, capsys):
     from recutils.service import __main__ as program
 
@@ -1114,6 +1119,7 @@ def test_lightgbm_starts_no_threads_of_its_own(live):
     assert n_threads() == before
 
 
+@pytest.mark.slow
 def test_a_request_in_flight_is_answered_after_sigterm(folder):
     body = json.dumps({"basket": ["i00"], "k": 2}).encode()
     with shop.running(folder) as (address, key, process):
@@ -1137,6 +1143,7 @@ def test_a_request_in_flight_is_answered_after_sigterm(folder):
     assert lines[-1]["route"] == "/recommend" and lines[-1]["status"] == 200
 
 
+@pytest.mark.slow
 def test_two_processes_serve_one_folder(folder, small, encoder):
     with shop.running(folder) as (first, key, _), shop.running(folder) as (second, other, _):
 
@@ -1161,6 +1168,7 @@ def test_two_processes_serve_one_folder(folder, small, encoder):
             assert time.monotonic() < until
 
 
+@pytest.mark.slow
 def test_a_kill_during_start_up_loses_nothing(folder):
     version = artifact.load(folder).version
     with shop.running(folder) as (address, key, process):

@@ -176,6 +176,7 @@ def test_train_steps_warms_up_accumulates_and_stops_early():
     assert (4 - ten.item()) / (4 - warm.item()) == pytest.approx(0.1, rel=0.05)
 
 
+@pytest.mark.slow
 def test_fine_tuning_brings_planted_companions_together(sample_split):
     """The made-up shop plants pasta -> sauce, tea -> biscuit, bread -> butter."""
     names = sample_split.items["name"].tolist()
