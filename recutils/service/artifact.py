@@ -127,7 +127,8 @@ def _pack(value: Any, place: str, arrays: dict[str, np.ndarray]) -> Any:
     name = value.saved_as or type(value).__name__
     kind = ALLOWED_TYPES.get(name)
     if kind is None or not isinstance(value, kind) or not (value.saved_as or type(value) is kind):
-        raise ArtifactError(f"{place} is a {type(value).__name__}; an artefact holds {', '.join(ALLOWED_TYPES)}.")
+        own = f"{type(value).__module__}.{type(value).__name__}"
+        raise ArtifactError(f"{place} is a {own}; an artefact holds recutils' own {', '.join(ALLOWED_TYPES)}.")
     return {"object": name, "state": {n: _pack(part, f"{place}.{n}", arrays) for n, part in value.state().items()}}
 
 
