@@ -32,6 +32,7 @@ LONGEST_FUNCTION, MOST_PARAMETERS = 40, 7
 SINGLE = {
     "bundles.bundle_score": "what a bundle is worth, for readers who compose one by hand",
     "evaluate.metrics.diversity": "a metric beside the others, for a reader's own model",
+    "graph.build.adjacency": "how a reader hands over a graph of their own",
     "graph.nodes.NodeClassifier": "a published signature",
     "graph.nodes.train_node_classifier": "a published signature",
     "models.factors.ALS": "a baseline for a reader's own shop",
