@@ -303,7 +303,7 @@ def tidy(source: Path) -> None:
     notebook = jupytext.read(source)
     with tempfile.NamedTemporaryFile(suffix=".ipynb", dir=NOTEBOOKS) as file:
         nbformat.write(notebook, file.name)
-        subprocess.run([sys.executable, "-m", "ruff", "format", "-q", "--line-length", "80", file.name], check=True)
+        subprocess.run([sys.executable, "-m", "ruff", "format", "-q", file.name], check=True)
         formatted = nbformat.read(file.name, as_version=4)
     for before, after in zip(notebook.cells, formatted.cells, strict=True):
         before.source = after.source
