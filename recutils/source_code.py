@@ -20,6 +20,7 @@ import joblib
 
 
 def module_code(module: str) -> list[str]:
+    """A line for the module and for each of its own package that it imports: its name and the digest of its code."""
     return [f"{name} {code_digest(name)}" for name in sorted(imported_modules(module))]
 
 

@@ -99,6 +99,7 @@ def first_monday(timestamps: pd.Series) -> pd.Timestamp:
 
 
 def text_columns_of(items: pd.DataFrame) -> list[str]:
+    """The columns of words in a table of items: all that are not numbers, `item_id` left out."""
     return [c for c in items if c != "item_id" and not pd.api.types.is_numeric_dtype(items[c])]
 
 

@@ -162,6 +162,7 @@ def _from_iterables(baskets: Iterable[Iterable[Hashable]]) -> tuple[list[Hashabl
 
 
 def min_count_of(min_support: float, n_baskets: int) -> int:
+    """The smallest number of baskets whose share is at least `min_support`. Raises ValueError outside of (0, 1]."""
     if not 0 < min_support <= 1:
         raise ValueError(f"min_support is {min_support}; it is a share of the baskets, above 0 and at most 1.")
     count = max(1, int(min_support * n_baskets) - 1)
