@@ -5,8 +5,10 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from sample import FOLDER
+from scipy import sparse
 
 from recutils import data
 
@@ -74,3 +76,12 @@ def journey() -> data.Store:
 @pytest.fixture(scope="session")
 def journey_split(journey) -> data.Split:
     return data.time_split(journey)
+
+
+@pytest.fixture(scope="session")
+def two_worlds() -> sparse.csr_matrix:
+    """Baskets of four out of either items 0-9 or 10-19: pairs of one world are bought together, others never."""
+    rng = np.random.default_rng(0)
+    world = rng.integers(2, size=800)
+    rows = np.stack([np.isin(np.arange(20), 10 * w + rng.permutation(10)[:4]) for w in world])
+    return sparse.csr_matrix(rows, dtype=np.float32)

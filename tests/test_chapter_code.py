@@ -89,15 +89,6 @@ def linking():
     return chapter_code("03_product_graph", *names)
 
 
-@pytest.fixture(scope="module")
-def two_worlds():
-    """Baskets of four out of either items 0-9 or 10-19: pairs of one world are bought together, others never."""
-    rng = np.random.default_rng(0)
-    world = rng.integers(2, size=800)
-    rows = np.stack([np.isin(np.arange(20), 10 * w + rng.permutation(10)[:4]) for w in world])
-    return sparse.csr_matrix(rows, dtype=np.float32)
-
-
 def test_new_links_are_those_not_known(linking):
     before, after = (graph.adjacency(edges, 4) for edges in ([[0, 1], [1, 2]], [[0, 0, 1], [1, 2, 3]]))
     found = linking["new_links"](before, after)

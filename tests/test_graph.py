@@ -154,15 +154,6 @@ def test_item_encoder_says_what_is_wrong():
 # ------------------------------------------------------------------------------------ the recommender
 
 
-@pytest.fixture(scope="module")
-def two_worlds():
-    """Baskets of four out of either items 0-9 or 10-19: pairs of one world are bought together, others never."""
-    rng = np.random.default_rng(0)
-    world = rng.integers(2, size=800)
-    baskets = np.stack([np.isin(np.arange(20), 10 * w + rng.permutation(10)[:4]) for w in world])
-    return sparse.csr_matrix(baskets, dtype=np.float32)
-
-
 def test_graph_recommender_keeps_to_its_world(two_worlds):
     n = two_worlds.shape[0]
     train = Baskets(two_worlds, np.zeros(n, int), np.zeros(n, "datetime64[ns]"))
