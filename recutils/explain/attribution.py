@@ -58,7 +58,7 @@ def basket_contributions(model: Recommender, basket: Baskets, item: int) -> np.n
 
 
 FEATURE_GROUPS = {
-    "habits": ("share", "recency", "lately", "own_baskets", "their_", "baskets"),
+    "habits": ("share", "recency", "lately", "own_baskets", "their_", "baskets", "bought_"),
     "the open basket": ("ease", "item_knn", "same_", "size"),
     "rules": ("rules",),
     "words": ("text",),
@@ -68,7 +68,7 @@ FEATURE_GROUPS = {
 
 def feature_group(name: str) -> str:
     """The source of evidence that a feature of a `HybridRanker` belongs to; `context` for all others."""
-    stem = name.removesuffix("_z")
+    stem = name.removesuffix("_z").removesuffix("_max")
     found = [
         group
         for group, stems in FEATURE_GROUPS.items()

@@ -88,6 +88,7 @@ class Recommender(ABC):
     n_items: int | None = None
     n_households: int = 0
     personal: ClassVar[bool] = False  # does `refresh` count it anew
+    pairwise: ClassVar[bool] = False  # does `strongest` say anything
     saved_as: ClassVar[str | None] = None  # the class that `state` is for, where it is not the model's own
 
     def fit(self, train: Baskets) -> Self:
@@ -139,6 +140,17 @@ class Recommender(ABC):
         bias, the past) is not among the parts.
         """
         return None
+
+    def strongest(self, basket: np.ndarray) -> np.ndarray:
+        """The largest part that one item of the basket (columns) adds to each score, (n_items,); 0 for an empty one.
+
+        For models whose score is a sum over the basket's items and that say so by `pairwise`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no pairs of items to compare.")
+
+    def unfitted(self) -> Self:
+        """A new model with the same arguments."""
+        return type(self)(**self.get_params())
 
     def fired_rules(self, basket: np.ndarray, item: int) -> pd.DataFrame | None:
         """The association rules by which the model offers `item`, the strongest first; None where it has no rules."""
