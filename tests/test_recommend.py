@@ -15,7 +15,6 @@ from sklearn.metrics.pairwise import cosine_similarity
 from recutils import bundles, evaluate, models, ranker
 from recutils.data.schema import Baskets
 from recutils.ranker.history import HISTORY_COLUMNS, history_rows, purchase_history
-from recutils.ranker.ranker import Trees, joined_trees
 
 
 def hybrid():
@@ -693,30 +692,6 @@ def test_trees_of_a_fit_are_those_of_its_training_table(sample_split):
     assert fitted.trees.booster.model_to_string() == model.trees.booster.model_to_string()
     other = rolling(sample_split, empty_weight=1.0).fit(sample_split.train)
     assert other.trees.booster.model_to_string() != model.trees.booster.model_to_string()
-
-
-@pytest.mark.slow
-def test_joined_trees_add_their_scores(sample_split):
-    """Two ensembles of different seeds in one model: its score is their sum, and it is read back whole."""
-    two = rolling(sample_split, n_models=2).fit(sample_split.train)
-    table = two.table(sample_split.test[:30])
-    parts = []
-    for seed in (two.settings.seed, two.settings.seed + 1):
-        one = rolling(sample_split, seed=two.settings.seed)
-        one.settings = replace(one.settings, origins=())
-        one.label_baskets = None
-        one.fit(sample_split.train)
-        learned = two.training_table(sample_split.train, sample_split.validation)
-        one.settings = replace(one.settings, seed=seed)
-        parts.append(one.fit_ranker(learned).trees)
-    assert two.trees.booster.num_trees() == 10
-    np.testing.assert_allclose(two.score_candidates(table), sum(t.predict(table.features) for t in parts), rtol=1e-9)
-    assert np.abs(parts[0].predict(table.features) - parts[1].predict(table.features)).max() > 1e-3
-    text = joined_trees([t.booster.model_to_string() for t in parts])
-    again = Trees.from_text(parts[0].columns, text).booster.model_to_string()
-    np.testing.assert_allclose(
-        Trees.from_text(parts[0].columns, again).predict(table.features), two.score_candidates(table)
-    )
 
 
 def test_the_strongest_part_of_a_basket(make, sample_split):

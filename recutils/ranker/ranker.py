@@ -1,10 +1,8 @@
 """Two stages: members retrieve candidates, boosted trees put them in order (chapter 05)."""
 
 import copy
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import count
 from typing import Any, Self
 
 import numpy as np
@@ -37,8 +35,7 @@ class RankerSettings:
     - `origins`: days before the end of training. At each the past is cut off, the members are fitted to what came
       before, and `n_origin_baskets` of the baskets of days 7 to 35 after it are further label baskets
     - `silent`: members that cannot be asked at an earlier origin, since what they hold was learned on later weeks
-    - `n_trees`, `learning_rate`, `seed`: of the trees; `n_models` of such ensembles are grown, each from a seed of its
-      own, and their scores added: what one of them guesses by chance the others do not
+    - `n_trees`, `learning_rate`, `seed`: of the trees
     """
 
     n_candidates: int | Mapping[str, int] = 50
@@ -51,7 +48,6 @@ class RankerSettings:
     silent: tuple[str, ...] = ()
     n_trees: int = 100
     learning_rate: float = 0.12
-    n_models: int = 1
     seed: int = TRAINING_SEED
 
     def count(self, member: str) -> int:
@@ -172,9 +168,8 @@ class HybridRanker(Recommender):
         features, sizes = table.features.to_numpy(np.float32), np.bincount(table.rows)
         weights = np.where(table.features["size"] == 0, self.settings.empty_weight, 1).astype(np.float32)
         how = {"n_estimators": self.settings.n_trees, "learning_rate": self.settings.learning_rate}
-        seeds = range(self.settings.seed, self.settings.seed + self.settings.n_models)
-        texts = [_grow_trees(features, table.labels, sizes, weights, {**how, "random_state": s}) for s in seeds]
-        return self.use_trees(Trees.from_text(list(table.features), joined_trees(texts)))
+        text = _grow_trees(features, table.labels, sizes, weights, {**how, "random_state": self.settings.seed})
+        return self.use_trees(Trees.from_text(list(table.features), text))
 
     def use_trees(self, trees: Trees) -> Self:
         """Take over trees that were grown elsewhere. Raises ValueError where they read columns that are not here."""
@@ -417,14 +412,12 @@ SHOP_CANDIDATES = {
 }
 SHOP_SETTINGS = RankerSettings(
     SHOP_CANDIDATES,
-    n_holdouts=3,
-    n_negatives=20,
+    n_negatives=30,
     origins=(35, 70, 112),
     n_origin_baskets=5000,
     silent=("text", "graph"),
-    n_trees=200,
-    learning_rate=0.1,
-    n_models=2,
+    n_trees=300,
+    learning_rate=0.06,
 )
 
 
@@ -487,15 +480,6 @@ def _grow_trees(
     )
     ranker.fit(features, labels.astype(np.int8), group=sizes[sizes > 0], sample_weight=weights)
     return ranker.booster_.model_to_string()
-
-
-def joined_trees(texts: list[str]) -> str:
-    """One model of LightGBM's whose score is the sum of those of `texts`, models in its text form."""
-    trees = [text[text.index("Tree=") : text.index("end of trees")] for text in texts]
-    head, rest = texts[0].split("Tree=", 1)[0], texts[0][texts[0].index("end of trees") :]
-    head = re.sub(r"tree_sizes=.*\n", "", head)  # only helps to read in parallel
-    numbers = count()
-    return head + re.sub(r"Tree=\d+", lambda _: f"Tree={next(numbers)}", "".join(trees)) + rest
 
 
 class Silent(Recommender):
