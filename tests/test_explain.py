@@ -256,7 +256,7 @@ def test_what_cannot_be_explained_gets_one_clear_message(ranked, item, message):
         explain.explain(model, basket[[0, 0]], 5, context)
 
 
-def test_strangers_and_empty_baskets_get_an_explanation_too(ranked):
+def test_unknown_households_and_empty_baskets_get_an_explanation_too(ranked):
     model, context, _ = ranked
     nobody = baskets(np.zeros((1, 30)), [-1])
     found = explain.explain(model, nobody, int(model.recommend(nobody, 1)[0, 0]), context)
