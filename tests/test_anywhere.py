@@ -366,21 +366,21 @@ def test_a_module_of_the_reader_counts_before_it_is_imported_and_by_its_attribut
     assert keys[0] == keys[1] != keys[2]
 
 
-def test_data_without_a_hash_is_named():
+def test_data_without_a_hash_is_named(forked):
     code = "import threading\nfrom recutils import settings\nlock = threading.Lock()\n"
     code += "@settings.cached()\ndef made():\n    return lock.locked()\n"
     code += "try:\n    made()\nexcept TypeError as error:\n    print(error)"
-    assert python(code).startswith("'lock', which a cached function uses, is a lock and has no hash; pass what")
+    assert forked(code).startswith("'lock', which a cached function uses, is a lock and has no hash; pass what")
 
 
 @pytest.mark.parametrize(
     "name, value",
     [("RECUTILS_SEED", "x"), ("RECUTILS_SEED", "-1"), ("RECUTILS_THREADS", "x"), ("RECUTILS_THREADS", "0")],
 )
-def test_a_wrong_number_in_the_environment_gets_our_own_message(name, value):
-    code = "from recutils import settings\n    settings.n_threads()"
-    code = f"try:\n    {code}\nexcept ValueError as error:\n    print(error)"
-    assert python(code, **{name: value}).startswith(f"{name} is {value!r}; set it to a whole number from ")
+def test_a_wrong_number_in_the_environment_gets_our_own_message(forked, name, value):
+    code = "import importlib\nfrom recutils import settings\ntry:\n    importlib.reload(settings)\n"
+    code += "    settings.n_threads()\nexcept ValueError as error:\n    print(error)"
+    assert forked(code, **{name: value}).startswith(f"{name} is {value!r}; set it to a whole number from ")
 
 
 # ------------------------------------------------------------------------------------ other worlds
