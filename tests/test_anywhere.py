@@ -451,7 +451,7 @@ def test_an_example_that_holds_by_rounding_only_is_caught(tmp_path):
     home = float(python(find, **numbers))
     assert home == float(python(find, **numbers))
     alone = float(python(find, **check.worlds()["thread"]))
-    assert 0 < abs(home - alone) < 1e-5 * home
+    assert 0 < abs(home - alone) < 1e-4 * home
     limit = max(home, alone)
     notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
     cell = nbformat.v4.new_code_cell(FRAGILE.replace("HOME", repr(limit)), execution_count=1)

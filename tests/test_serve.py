@@ -338,6 +338,7 @@ def test_substitutes_are_alike_and_not_bought_together():
 # ---------------------------------------------------------------------------------------------- smaller encoders
 
 
+@pytest.mark.slow
 def test_the_exported_encoder_agrees_with_torch(encoder, tmp_path):
     texts = ["grocery, pasta sauce, 48 oz", "", "tea", "a much longer line about organic bread and butter " * 3]
     torch_encoder = text.load_encoder()

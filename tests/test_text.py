@@ -202,6 +202,7 @@ def test_fine_tuning_brings_planted_companions_together(sample_split):
     assert again[0] == pytest.approx(history[0], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_shop_encoder_is_built_once(sample_split, tmp_path, monkeypatch):
     monkeypatch.setenv("RECUTILS_CACHE", str(tmp_path))
     names, matrix = sample_split.items["name"].tolist(), sample_split.train.matrix
