@@ -51,14 +51,14 @@ class Browser:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def wait(self, script: str, seconds: float = 20) -> Any:
-        """Until an expression is true; its value."""
+    def wait(self, script: str, seconds: float = 20, every: float = 0.05) -> Any:
+        """Until an expression is true, asked `every` so many seconds; its value."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             value = self.run(script)
             if value:
                 return value
-            time.sleep(0.05)
+            time.sleep(every)
         raise AssertionError(f"never true: {script}; the page says {self.run('document.body.innerText')!r}")
 
     def type(self, text: str) -> None:

@@ -53,6 +53,7 @@ def test_spans_are_read_off_the_tags(tagging):
     assert tagging["join_spans"](words, tags) == expected and tagging["join_spans"]([], []) == []
 
 
+@pytest.mark.slow
 def test_a_tagger_learns_and_reads_odd_texts(tagging):
     rng = np.random.default_rng(0)
     kinds, brands = ["soft drinks", "white bread", "cat litter", "orange juice"], ["national", "private"]
@@ -64,7 +65,7 @@ def test_a_tagger_learns_and_reads_odd_texts(tagging):
             made.append(tagging["bio_tags"]([fields[i] for i in rng.permutation(3)]))
         return [m[0] for m in made], [m[1] for m in made]
 
-    tagger = tagging["train_tagger"](*lines(200, [2, 4, 6, 8]), steps=25, batch_size=32)
+    tagger = tagging["train_tagger"](*lines(200, [2, 4, 6, 8]), steps=25, batch_size=16)
     predict, extract = tagging["predict_tags"], tagging["extract_attributes"]
     assert tagger.labels == ["O", "B-brand", "I-brand", "B-size", "I-size", "B-type", "I-type"]
     words, tags = lines(40, [3, 5, 12])  # sizes never seen
@@ -208,7 +209,7 @@ def test_the_set_transformer_reads_sets(sets, sample_split):
 
 @pytest.mark.slow
 def test_the_set_transformer_learns_planted_companions(sets, sample_split):
-    model = sets["SetTransformer"](None, steps=150, width=32).fit(sample_split.train)
+    model = sets["SetTransformer"](None, steps=80, width=32).fit(sample_split.train)
     place = {name: i for i, name in enumerate(sample_split.items["name"])}
     lift = model.score(baskets(np.eye(30)))
     lift = lift - lift.mean(axis=0)  # what an item adds to the others, popularity apart

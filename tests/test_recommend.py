@@ -95,7 +95,7 @@ def test_recommend_leaves_out_the_basket_and_works_in_batches(make, sample_split
     assert model.recommend(queries[:0], k=5).shape == (0, 5)
 
 
-def test_strangers_and_empty_baskets_are_answered(make, sample_split):
+def test_unknown_households_and_empty_baskets_are_answered(make, sample_split):
     model = make().fit(sample_split.train)
     nothing = Baskets(
         sparse.csr_matrix((2, model.n_items), dtype=np.float32), np.array([-1, 10**6]), np.zeros(2, "M8[ns]")

@@ -57,7 +57,8 @@ def test_groceries_equal_mlxtend_but_for_boundary_rules(groceries):
 
 
 def test_the_store_equals_mlxtend(journey_split):
-    matrix = journey_split.train.matrix
+    """On every fourth training basket: mlxtend takes its time with all."""
+    matrix = journey_split.train.matrix[::4]
     sets = fpgrowth(pd.DataFrame.sparse.from_spmatrix(matrix.astype(bool)), 0.003)
     ours = rules.frequent_itemsets(matrix, 0.003)
     n = matrix.shape[0]
