@@ -6,7 +6,7 @@
  * 3. Baskets   a grid of toggle buttons, one stop of the Tab key; arrow keys move in it.
  * 4. Lattice   an SVG drawn once for a width; after an edit only classes and texts change.
  * 5. Rules     a table that sorts by its heads.
- * 6. Start     puts the parts into <div id="mine-it-yourself">; `redraw` follows every change.
+ * 6. Start     puts the parts into <div id="mine">; `redraw` follows every change.
  *
  * The hundred baskets are made up: drawn by tests/test_mine_it_yourself.py, which compares them with its own.
  */
@@ -219,7 +219,8 @@
     for (let size = 1; size <= PRODUCTS.length; size++) {
       const sets = ITEMSETS.filter((set) => sizeOf(set) === size), { height } = boxes.get(sets[0]);
       const nRows = Math.ceil(sets.length / Math.floor(width / step)), inRow = Math.ceil(sets.length / nRows);
-      headings[size].setAttribute("y", y + 15);
+      headings[size].setAttribute("y", y + 15); // at the right, where fewer lines pass
+      headings[size].setAttribute("x", width);
       for (const [k, set] of sets.entries()) {
         const row = Math.floor(k / inRow), inThis = Math.min(inRow, sets.length - row * inRow);
         const place = boxes.get(set);
@@ -374,7 +375,7 @@
   }
 
   function start() {
-    const root = document.getElementById("mine-it-yourself");
+    const root = document.getElementById("mine");
     if (!root) return; // another page of the book
     const part = (name, title, ...inside) =>
       make("section", { class: name, "aria-label": title }, make("h2", {}, title), ...inside);

@@ -68,7 +68,7 @@ def page(browser):
     browser.call("Page.navigate", url="about:blank")
     browser.wait("location.href == 'about:blank'")
     browser.call("Page.navigate", url=address)
-    browser.wait("document.readyState == 'complete' && document.querySelectorAll('#mine-it-yourself tr').length > 1")
+    browser.wait("document.readyState == 'complete' && document.querySelectorAll('#mine tr').length > 1")
     yield browser
     assert not browser.errors, browser.errors
 
@@ -310,7 +310,7 @@ def test_a_phone_needs_no_sideways_scrolling(page):
         assert page.run("document.documentElement.scrollWidth") <= 360
         wide = "[...document.querySelectorAll('.scroll')].filter((e) => e.scrollWidth > e.clientWidth).length"
         assert page.run(wide) == 0
-    small = "[...document.querySelectorAll('#mine-it-yourself :is(button, input, .lattice rect)')]"
+    small = "[...document.querySelectorAll('#mine :is(button, input, .lattice rect)')]"
     small += ".map((e) => e.getBoundingClientRect()).filter((r) => r.width < 24 || r.height < 24).length"
     assert page.run(small) == 0
     outside = "[...document.querySelectorAll('.lattice rect, .lattice text')]"
@@ -332,7 +332,7 @@ CONTRASTS = """
     }
     return "rgb(255, 255, 255)";
   };
-  const texts = [...document.querySelectorAll("#mine-it-yourself *")].filter((e) => e.tagName !== "title"
+  const texts = [...document.querySelectorAll("#mine *")].filter((e) => e.tagName !== "title"
     && (e.matches("[aria-pressed=true]") || [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim())));
   return texts.map((e) => {
     const style = getComputedStyle(e), ink = e.tagName === "text" ? style.fill : style.color;
@@ -367,6 +367,13 @@ def test_who_wants_no_motion_sees_none(page, wish, seconds):
     page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-reduced-motion", "value": wish}])
     moving = "getComputedStyle(document.querySelector('.lattice rect')).transitionDuration.split(', ')[0]"
     assert page.run(moving) == seconds
+
+
+def test_the_text_around_it_stays(page):
+    assert page.run("[...document.querySelectorAll('h1')].map((h) => h.firstChild.textContent)") == ["Mine it yourself"]
+    assert page.run("document.querySelectorAll('details').length") == 3
+    assert page.run("document.querySelectorAll('#mine section').length") == 5
+    assert not page.run("document.querySelector('#mine').textContent.includes('rendered book')")
 
 
 def test_other_pages_do_not_load_the_script(browser):
