@@ -77,6 +77,7 @@
 
   // What the address does not say, or says wrongly, is as at the start.
   function readAddress() {
+    address = location.hash;
     const said = new URLSearchParams(location.hash.slice(1)), order = said.get("o") ?? "", by = order.replace("-", "");
     state.baskets = decode(/^[\w-]{1,200}$/.test(said.get("b") ?? "") ? said.get("b") : START);
     state.support = percentIn(said.get("s"), 1, 15);
@@ -85,14 +86,16 @@
     state.down = state.by === by ? order.startsWith("-") : true;
   }
 
-  let writing;
+  let writing, address = ""; // the last that was read or written
   function writeAddress() {
     clearTimeout(writing); // a browser slows a page down that writes at every step of a slider
     writing = setTimeout(() => {
+      if (location.hash !== address) return; // a new one has come and is about to be read
       const b = encode(state.baskets), said = new URLSearchParams({ s: state.support, c: state.confidence });
       said.set("o", (state.down ? "-" : "") + state.by);
       if (b !== START) said.set("b", b);
       if (location.hash.includes("=") || String(said) !== UNTOUCHED) history.replaceState(null, "", `#${said}`);
+      address = location.hash;
     }, 250);
   }
 
@@ -395,7 +398,10 @@
     makeLattice();
     add.addEventListener("click", addBasket);
     reset.addEventListener("click", () => { history.replaceState(null, "", "#"); chosen = 0; load(); });
-    window.addEventListener("hashchange", () => { if (location.hash.includes("=")) load(); });
+    window.addEventListener("hashchange", () => {
+      if (location.hash.includes("=")) load();
+      else address = location.hash; // a heading of the page
+    });
     const place = () => { placeLattice(frame.clientWidth); redraw(); };
     load();
     place();
