@@ -66,11 +66,13 @@ class Browser:
         self.call("Input.insertText", text=text)
 
     def press(self, key: str) -> None:
-        """A key by its name: Enter, Tab, ArrowDown, Escape."""
-        codes = {"Enter": 13, "Tab": 9, "ArrowDown": 40, "Escape": 27, "ArrowUp": 38}
-        more = {"text": "\r"} if key == "Enter" else {}
+        """A key by its name: Enter, Tab, Space, ArrowDown, Escape and the like."""
+        codes = {"Enter": 13, "Tab": 9, "Space": 32, "Escape": 27, "PageUp": 33, "PageDown": 34, "End": 35, "Home": 36}
+        codes |= {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+        more = {"Enter": {"text": "\r"}, "Space": {"text": " "}}.get(key, {})
+        names = {"key": " " if key == "Space" else key, "code": key, "windowsVirtualKeyCode": codes[key]}
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key], **more)
+            self.call("Input.dispatchKeyEvent", type=kind, **names, **more)
 
     def size(self, width: int, height: int, phone: bool = False) -> None:
         """Of the window."""

@@ -160,6 +160,7 @@ def test_table_and_picture_of_the_readme_are_those_of_the_notebooks():
         "README.md",
         "CONTRIBUTING.md",
         "intro.md",
+        "mine_it_yourself.md",
         "data/README.md",
         "data/own_shop.md",
         *(f"notebooks/{s}.md" for s in STEMS),

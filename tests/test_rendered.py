@@ -18,7 +18,8 @@ FLAGS = [
     *("--disable-background-networking", "--disable-component-update", "--enable-logging=stderr"),
     *("--host-resolver-rules=MAP * 127.0.0.1:9", "--virtual-time-budget=20000", "--dump-dom"),
 ]
-PAGES = ["intro.html", *(f"notebooks/{s}.html" for s in STEMS), "glossary.html", "references.html", "executed.html"]
+PAGES = ["intro.html", *(f"notebooks/{s}.html" for s in STEMS), "mine_it_yourself.html"]
+PAGES += ["glossary.html", "references.html", "executed.html"]
 
 
 def requests_of_the_page(log):
