@@ -386,7 +386,7 @@ def test_a_wrong_number_in_the_environment_gets_our_own_message(forked, name, va
 # ------------------------------------------------------------------------------------ other worlds
 
 
-def row(value, model="ease", metric="ndcg@10", chapter="05_recommendation_and_bundles", n=100):
+def row(value, model="ease", metric="ndcg@10", chapter="05_recommendation", n=100):
     key = (chapter, model, "complete_the_basket", "test", metric, "notebook", "cpu")
     return key, {"chapter": chapter, "value": value, "n": n, "source": "notebook", "profile": "cpu"}
 
@@ -405,7 +405,7 @@ def row(value, model="ease", metric="ndcg@10", chapter="05_recommendation_and_bu
 )
 def test_each_kind_of_row_has_its_tolerance(model, metric, before, now, fine):
     kept, fresh = dict([row(before, model, metric)]), dict([row(now, model, metric)])
-    moved, wrong = check.compare(kept, fresh, ["05_recommendation_and_bundles"])
+    moved, wrong = check.compare(kept, fresh, ["05_recommendation"])
     assert len(moved) == 1 and (not wrong) == fine
 
 
@@ -418,11 +418,11 @@ def test_only_another_seed_may_move_short_trainings_further():
 
 def test_no_row_is_left_out_of_the_comparison():
     kept = dict([row(0.1), row(0.2, "hybrid")])
-    assert "missing" in check.compare(kept, dict([row(0.1)]), ["05_recommendation_and_bundles"])[1][0]
+    assert "missing" in check.compare(kept, dict([row(0.1)]), ["05_recommendation"])[1][0]
     extra = dict([row(0.1), row(0.2, "hybrid"), row(0.3, "new")])
-    assert "not kept" in check.compare(kept, extra, ["05_recommendation_and_bundles"])[1][0]
+    assert "not kept" in check.compare(kept, extra, ["05_recommendation"])[1][0]
     fewer = dict([row(0.1, n=99), row(0.2, "hybrid")])
-    assert "n is 99" in check.compare(kept, fewer, ["05_recommendation_and_bundles"])[1][0]
+    assert "n is 99" in check.compare(kept, fewer, ["05_recommendation"])[1][0]
     everything = check.rows(check.KEPT)
     chapters = {key[0] for key in everything}
     moved, wrong = check.compare(

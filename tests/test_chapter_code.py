@@ -151,7 +151,7 @@ def test_the_best_state_is_kept(linking, two_worlds):
 def sets():
     names = ("SetEncoder", "attention_layers", "set_scores", "pad_sets", "mask_items", "masked_item_loss")
     names += ("train_set_encoder", "SetTransformer", "score_sets")
-    return chapter_code("05_recommendation_and_bundles", *names)
+    return chapter_code("05_recommendation", *names)
 
 
 def test_pad_sets_by_hand(sets):
