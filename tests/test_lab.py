@@ -83,7 +83,7 @@ def runs(chromium, lab, tmp_path_factory):
     with ThreadPoolExecutor(2) as pool:
         yield {
             stem: pool.submit(
-                run_all_cells, chromium, profiles / stem, f"{lab}lab/workspaces/{stem[:2]}/tree/{stem}.ipynb?reset"
+                run_all_cells, chromium, profiles / stem, f"{lab}lab/workspaces/{stem}/tree/{stem}.ipynb?reset"
             )
             for stem in WANTED
         }
