@@ -201,7 +201,7 @@ def nbval(notebook, folder):
     run = subprocess.run(
         [*command, str(folder / "copy.ipynb")], capture_output=True, text=True, cwd=folder, check=False
     )
-    return run.returncode, run.stdout
+    return run.returncode, re.sub(r"\x1b\[[\d;]*m", "", run.stdout)  # without colours
 
 
 def test_the_suite_fails_when_a_notebook_is_broken(excerpt, tmp_path):
