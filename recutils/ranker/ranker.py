@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import sparse
 
 from recutils.data.schema import Baskets
-from recutils.models.base import ANONYMOUS, NOTHING, OneScore, Recommender, age_in_days, top_k
+from recutils.models.base import ANONYMOUS, NOTHING, ItemScores, OneScore, Recommender, age_in_days, top_k
 from recutils.models.embeddings import EmbeddingRecommender
 from recutils.models.habits import HouseholdRecency, HouseholdSessionKNN
 from recutils.models.linear import EASE
@@ -266,6 +266,14 @@ class HybridRanker(Recommender):
     def score_items(self, queries: Baskets, items: np.ndarray) -> np.ndarray:
         """The score of one item a query as if it had been retrieved, so that it does not jump where it was not."""
         return self.trees.predict(self.features_for_items(queries, items))
+
+    def score_with_item(self, queries: Baskets, item: int) -> ItemScores:
+        """See `Recommender.score_with_item`: the candidates only."""
+        table = self.table(queries, force_include=item)
+        scores = np.full(queries.matrix.shape, -np.inf)
+        scores[table.rows, table.columns] = self.score_candidates(table)
+        own = np.flatnonzero((table.rows == 0) & (table.columns == item))
+        return ItemScores(scores, bool(table.retrieved_by[own].any()), table.features.iloc[own][self.trees.columns])
 
     def _score(self, queries: Baskets) -> np.ndarray:
         scores = np.empty(queries.matrix.shape, dtype=np.float32)
