@@ -229,7 +229,7 @@ def test_a_wide_beam_finds_the_best_set_and_a_narrow_one_does_not(judging):
     affinity = np.zeros((5, 5))
     for i, j, value in ((0, 1, 1.0), (0, 2, 0.9), (2, 3, 5.0), (0, 3, 0.1)):
         affinity[i, j] = affinity[j, i] = value
-    assert judging["beam_search"](0, 3, affinity, width=1) == (0, 1, 2)  # takes 1, the best partner, and misses 2 with 3
+    assert judging["beam_search"](0, 3, affinity, width=1) == (0, 1, 2)  # 1 is the best partner
     assert judging["beam_search"](0, 3, affinity, width=4) == (0, 2, 3)
     assert judging["set_score"]((0, 2, 3), affinity) == pytest.approx(6.0 / 3)
 
