@@ -142,18 +142,21 @@ class HybridRanker(Recommender):
 
     def training_table(self, train: Baskets, label_baskets: Baskets) -> Candidates:
         """What the trees learn from: candidates of the label baskets, and of those after each earlier origin."""
-        queries, labels = holdout_queries(label_baskets, self.settings.n_holdouts)
-        parts = [self.table(queries, labels, self.settings.n_negatives)]
-        age, rng = age_in_days(train), np.random.default_rng(self.settings.seed)
+        return Candidates.concatenate([self._labelled(label_baskets), *self.origin_tables(train)])
+
+    def origin_tables(self, train: Baskets) -> list[Candidates]:
+        """Candidates of label baskets after each of the earlier `settings.origins`; the ranker need not be fitted."""
+        age, rng, parts = age_in_days(train), np.random.default_rng(self.settings.seed), []
         for days in self.settings.origins:
-            earlier = self.at_origin(train[np.flatnonzero(age >= days)])
             later = np.flatnonzero((age < days - 7) & (age >= days - 35))
             chosen = rng.permutation(later)[: self.settings.n_origin_baskets]
-            queries, labels = holdout_queries(train[np.sort(chosen)], self.settings.n_holdouts)
-            parts.append(earlier.table(queries, labels, self.settings.n_negatives))
-            del earlier
+            parts.append(self.at_origin(train[np.flatnonzero(age >= days)])._labelled(train[np.sort(chosen)]))
             release_memory()
-        return Candidates.concatenate(parts)
+        return parts
+
+    def _labelled(self, baskets: Baskets) -> Candidates:
+        queries, labels = holdout_queries(baskets, self.settings.n_holdouts)
+        return self.table(queries, labels, self.settings.n_negatives)
 
     def at_origin(self, past: Baskets) -> Self:
         """The same ranker, without trees, as it would have been after `past`; `silent` members say nothing."""
@@ -165,11 +168,7 @@ class HybridRanker(Recommender):
 
     def fit_ranker(self, table: Candidates) -> Self:
         """Grow the trees on a table of candidates (`training_table`); nothing else changes. They are kept on disk."""
-        features, sizes = table.features.to_numpy(np.float32), np.bincount(table.rows)
-        weights = np.where(table.features["size"] == 0, self.settings.empty_weight, 1).astype(np.float32)
-        how = {"n_estimators": self.settings.n_trees, "learning_rate": self.settings.learning_rate}
-        text = _grow_trees(features, table.labels, sizes, weights, {**how, "random_state": self.settings.seed})
-        return self.use_trees(Trees.from_text(list(table.features), text))
+        return self.use_trees(_trees_of(table, self.settings))
 
     def use_trees(self, trees: Trees) -> Self:
         """Take over trees that were grown elsewhere. Raises ValueError where they read columns that are not here."""
@@ -460,8 +459,20 @@ def _trees_after(
     made = {name: kind.from_state(how) if fitted else kind(**how) for name, (kind, fitted, how) in members.items()}
     ranker = HybridRanker(made, pd.DataFrame(group_codes), item_columns, settings=RankerSettings(**settings))
     train, labels = Baskets(*past), Baskets(*later)
-    trees = ranker.fit(train).fit_ranker(ranker.training_table(train, labels)).trees
+    parts = ranker.origin_tables(train)  # before the members lie in memory
+    parts.insert(0, ranker.fit(train)._labelled(labels))
+    del ranker, made
+    release_memory()
+    trees = _trees_of(Candidates.concatenate(parts), RankerSettings(**settings))
     return trees.columns, trees.booster.model_to_string()
+
+
+def _trees_of(table: Candidates, settings: RankerSettings) -> Trees:
+    """LambdaMART on a table of candidates; what was grown is kept on disk."""
+    features, sizes = table.features.to_numpy(np.float32), np.bincount(table.rows)
+    weights = np.where(table.features["size"] == 0, settings.empty_weight, 1).astype(np.float32)
+    how = {"n_estimators": settings.n_trees, "learning_rate": settings.learning_rate, "random_state": settings.seed}
+    return Trees.from_text(list(table.features), _grow_trees(features, table.labels, sizes, weights, how))
 
 
 @cached(libraries=("lightgbm",))
