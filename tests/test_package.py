@@ -38,7 +38,6 @@ SINGLE = {
     "graph.nodes.train_node_classifier": "a published signature",
     "models.factors.ALS": "a baseline for a reader's own shop",
     "models.factors.FeatureFactors": "a baseline for a reader's own shop",
-    "models.habits.TIFUKNN": "the strongest single baseline on this store",
     "models.neighbours.UserKNN": "a baseline for a reader's own shop",
     "rules.association.frequent_itemsets": "a published signature",
     "settings.in_fp32": "restores the precision that the environment named",
