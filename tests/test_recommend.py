@@ -444,7 +444,7 @@ def test_trees_that_read_fewer_columns_score_one_basket_and_a_batch_alike(gone, 
     """Columns go to the trees by name: trained without a member, known and unknown households are served."""
     model = hybrid().fit(sample_split.train)
     queries, labels = ranker.holdout_queries(sample_split.validation, 2)
-    table = model.table(queries, labels, n_negatives=20).without(gone, ["popularity"])
+    table = model.table(queries, labels, n_negatives=20).without(gone, ["popularity", "size"])
     assert set(table.features) < set(model.features.columns)
     less = model.fit_ranker(table)
     test = sample_split.test[:40]

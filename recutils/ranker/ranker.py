@@ -470,7 +470,8 @@ def _trees_after(
 def _trees_of(table: Candidates, settings: RankerSettings) -> Trees:
     """LambdaMART on a table of candidates; what was grown is kept on disk."""
     features, sizes = table.features.to_numpy(np.float32), np.bincount(table.rows)
-    weights = np.where(table.features["size"] == 0, settings.empty_weight, 1).astype(np.float32)
+    empty = table.features["size"] == 0 if "size" in table.features else np.zeros(len(features), bool)
+    weights = np.where(empty, settings.empty_weight, 1).astype(np.float32)
     how = {"n_estimators": settings.n_trees, "learning_rate": settings.learning_rate, "random_state": settings.seed}
     return Trees.from_text(list(table.features), _grow_trees(features, table.labels, sizes, weights, how))
 
