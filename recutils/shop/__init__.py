@@ -3,6 +3,5 @@
 Reading, report and rules need the extra `shop` and no torch; `serving` needs the extra `service` too."""
 
 from recutils.shop.reading import Shop, read_shop
-from recutils.shop.report import write_report
 
-__all__ = ["Shop", "read_shop", "write_report"]
+__all__ = ["Shop", "read_shop"]

@@ -1,6 +1,5 @@
 """Which model serves a shop best, on its own later weeks."""
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -22,6 +21,7 @@ from recutils.models import (
     RuleRecommender,
 )
 from recutils.models.base import OneScore, row_of
+from recutils.ranker import HybridRanker, RankerSettings
 from recutils.rules import pair_rules
 from recutils.shop.periods import sample_of
 from recutils.shop.words import kind_labels
@@ -144,10 +144,12 @@ def _best(split: Split, models: list[Recommender]) -> tuple[Recommender, float]:
 def _ranker(split: Split, fitted: dict[str, Any], labels: Baskets, progress: Callable[[str], None]) -> Any:
     """Boosted trees over the others' candidates; None where LightGBM is not installed or the baskets are too few."""
     labels = sample_of(labels, 2000)
-    if importlib.util.find_spec("lightgbm") is None or len(labels) < FEWEST_LABELS:
+    if len(labels) < FEWEST_LABELS:
         return None
-    from recutils.ranker import HybridRanker, RankerSettings
-
+    try:
+        import lightgbm  # noqa: F401  what `fit` needs
+    except ImportError:
+        return None
     progress("growing the ranker's trees")
     names = {"ease": "EASE", "item_knn": "item kNN", "rules": "pair rules", "recency": "household recency"}
     names["frequency"] = "household frequency"

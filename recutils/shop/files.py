@@ -41,7 +41,9 @@ class ShopFile:
     @property
     def wide(self) -> list[str]:
         """Columns such as item_1, item_2, ..., which hold a basket's items side by side."""
-        found = [c for c in self.columns if re.fullmatch(r"(item|product|article|artikel|produkt|商品)[ _]?\d+", c.lower())]
+        found = [
+            c for c in self.columns if re.fullmatch(r"(item|product|article|artikel|produkt|商品)[ _]?\d+", c.lower())
+        ]
         return found if len(found) > 1 else []
 
     @property

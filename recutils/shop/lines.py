@@ -170,9 +170,7 @@ def _join_heads(con: Any, heads: list[ShopFile], table: LineTable) -> None:
     con.execute("ALTER VIEW raw RENAME TO raw_lines")
     con.execute("CREATE TABLE heads AS " + " UNION ALL ".join(_raw(con, f, notes) for f in heads))
     names = [n for n in FIELDS if n not in ("basket", "items")]
-    taken = ", ".join(
-        f"coalesce(l.{sql.column(n)}, h.{sql.column(n)}) AS {sql.column(n)}" for n in names
-    )
+    taken = ", ".join(f"coalesce(l.{sql.column(n)}, h.{sql.column(n)}) AS {sql.column(n)}" for n in names)
     columns = ", ".join(f"any_value({sql.column(n)}) AS {sql.column(n)}" for n in names)
     con.execute(f"""
         CREATE VIEW raw AS SELECT l.basket, {taken}, l.extra_ FROM raw_lines l LEFT JOIN

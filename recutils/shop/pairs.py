@@ -196,7 +196,7 @@ def bundles(split: Split, rules: pd.DataFrame, prices: np.ndarray, n: int = 5, s
             items = make_bundle([rule.left, rule.right], affinity, size, wanted, seed_weight=2.0)
         except BundleError:
             continue
-        counts = [int((m[:, items].sum(axis=1).A1 == size).sum()) for m in (matrix, later)]
+        counts = [int((size == m[:, items].sum(axis=1).A1).sum()) for m in (matrix, later)]
         if counts[0] < 5 or set(items) & taken:
             continue
         taken |= set(items)

@@ -52,11 +52,18 @@ def _cut(shop: Shop) -> tuple[Baskets, list[int], str]:
     days = (baskets.timestamps - baskets.timestamps[0].astype("datetime64[D]")) // np.timedelta64(1, "D")
     span = int(days[-1]) + 1
     test = min(round(SHARES[1] * span), span - 1)
-    starts = [int(np.searchsorted(days, max(min(round(SHARES[0] * span), test - 1), 1))), int(np.searchsorted(days, test))]
+    starts = [
+        int(np.searchsorted(days, max(min(round(SHARES[0] * span), test - 1), 1))),
+        int(np.searchsorted(days, test)),
+    ]
     enough = all(part >= max(0.02 * n, 3) for part in np.diff([0, *starts, n]))
     if span < 5 or not enough:
         return baskets, by_order, "Too few days to cut by them: the test is the last tenth of the baskets."
-    return baskets, starts, f"The test is the last {span - test} of {span} days, the choice was made on those before it."
+    return (
+        baskets,
+        starts,
+        f"The test is the last {span - test} of {span} days, the choice was made on those before it.",
+    )
 
 
 def _only(baskets: Baskets, columns: np.ndarray) -> Baskets:

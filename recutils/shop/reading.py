@@ -168,12 +168,16 @@ def _assemble(folder: Path, files: list[ShopFile], table: LineTable, account: pd
     baskets = Baskets(matrix, np.where(heads["household"].isna(), ANONYMOUS, numbers), moments)
     values = heads["value"].to_numpy(float)
     fields = pd.DataFrame(
-        [(f.name, name, column) for f in files for name, column in f.fields.items()], columns=["file", "field", "column"]
+        [(f.name, name, column) for f in files for name, column in f.fields.items()],
+        columns=["file", "field", "column"],
     )
     words = [c for c in items if c not in ("item_id", "lines", "units", "spend", "price")] if "words" in known else []
-    excluded = [row[0] for row in con.execute(
-        "SELECT coalesce(any_value(name), item) FROM lines WHERE reason LIKE '%postage%' GROUP BY item ORDER BY 1 LIMIT 20"
-    ).fetchall()]
+    excluded = [
+        row[0]
+        for row in con.execute(
+            "SELECT coalesce(any_value(name), item) FROM lines WHERE reason LIKE '%postage%' GROUP BY item ORDER BY 1 LIMIT 20"
+        ).fetchall()
+    ]
     promotions = promotion_effects(con, known)
     name = folder.stem if folder.is_file() else folder.resolve().name
     return Shop(
@@ -188,7 +192,9 @@ def _known(table: LineTable, heads: pd.DataFrame, items: pd.DataFrame) -> set[st
     found |= {"household"} if heads["household"].notna().any() else set()
     found |= {"price"} if items["price"].notna().any() else set()
     found |= {"promotion"} & table.known
-    named = (items["name"] != items["item_id"]).any() or items["name"].str.contains(r"[^\W\d_]{3}", regex=True).mean() > 0.5
+    named = (items["name"] != items["item_id"]).any() or items["name"].str.contains(
+        r"[^\W\d_]{3}", regex=True
+    ).mean() > 0.5
     return found | ({"words"} if named else set())
 
 

@@ -9,20 +9,22 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from recutils.data.schema import Split, StoreError, item_text
+from recutils.data.schema import Split, StoreError
 from recutils.shop import charts
 from recutils.shop.compare import compare_models
 from recutils.shop.pairs import best_sellers, bundles, find_rules
 from recutils.shop.periods import split_periods
 from recutils.shop.reading import Shop
 from recutils.shop.summary import Shape, describe, warnings_of
-from recutils.shop.words import SIGNS, word_vectors
+from recutils.shop.words import item_vectors
 
 Progress = Callable[[str], None]
 DAYS = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"]
 
 
-def write_report(shop: Shop, out: Path, progress: Progress = lambda step: None, encoder: bool = False) -> dict[str, Any]:
+def write_report(
+    shop: Shop, out: Path, progress: Progress = lambda step: None, encoder: bool = False
+) -> dict[str, Any]:
     """Write the report on a shop to `out`; returns what it says, as the template takes it.
 
     `encoder`: products' words by the packaged encoder (extra `text`), else by groups of letters.
@@ -109,7 +111,9 @@ def _shape(shape: Shape) -> dict[str, Any]:
         pictures.append(charts.bars(shape.days, DAYS, "Baskets by weekday", label))
     if len(shape.hours):
         best = int(np.argmax(shape.hours))
-        label = f"Columns by hour; the hour from {best} has the most baskets, {shape.hours[best] / shape.hours.sum():.0%}."
+        label = (
+            f"Columns by hour; the hour from {best} has the most baskets, {shape.hours[best] / shape.hours.sum():.0%}."
+        )
         pictures.append(charts.bars(shape.hours, [str(h) for h in range(24)], "Baskets by hour", label))
     if shape.n_households:
         gap = f", in the median {shape.gap:.0f} days after the last time" if np.isfinite(shape.gap) else ""
@@ -140,8 +144,11 @@ def _pairs(split: Split, shop: Shop, rules: pd.DataFrame, encoder: bool) -> dict
         for r in sorted(rules.itertuples(), key=lambda r: ["yes", "too few", "no"].index(r.held))
     ]
     sellers = [
-        {"item": names[s.item], **{side: [names[i] for i in getattr(s, side)] for side in ("companions", "substitutes")}}
-        for s in best_sellers(split, item_vectors(split.items, shop, encoder)).itertuples()
+        {
+            "item": names[s.item],
+            **{side: [names[i] for i in getattr(s, side)] for side in ("companions", "substitutes")},
+        }
+        for s in best_sellers(split, item_vectors(split.items, shop.words, encoder)).itertuples()
     ]
     sets = [
         {
@@ -153,21 +160,6 @@ def _pairs(split: Split, shop: Shop, rules: pd.DataFrame, encoder: bool) -> dict
         for b in bundles(split, rules, prices).itertuples()
     ]
     return {"rules": shown, "sellers": sellers, "bundles": sets}
-
-
-def item_vectors(items: pd.DataFrame, shop: Shop, encoder: bool) -> np.ndarray:
-    """Unit vectors (n_items, width) of the products' words; zeros where there are none.
-
-    The packaged encoder knows English; scripts without blanks are read by groups of letters whatever is asked.
-    """
-    if "words" not in shop.known:
-        return np.zeros((len(items), 1), np.float32)
-    texts = item_text(items, shop.words)
-    if encoder and texts.str.contains(SIGNS, regex=True).mean() < 0.2:
-        from recutils import text
-
-        return text.encode(text.load_encoder(), texts.to_list())
-    return word_vectors(texts.to_list())
 
 
 def _models(table: pd.DataFrame, cut: str) -> dict[str, Any]:

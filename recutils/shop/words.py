@@ -10,14 +10,62 @@ import pandas as pd
 from scipy import sparse
 from scipy.sparse.linalg import svds
 
+from recutils.data.schema import item_text
 from recutils.settings import SEED
 
 SIGNS = r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"  # Japanese, Chinese and Korean, which put no blanks between words
 # Words that tell variants of one thing apart, or say nothing: sizes, colours, packs.
 PLAIN = set(
-    "set pack the and with for pcs piece pieces small medium large mini big extra organic bio red blue green white "
-    "black pink yellow purple orange brown grey gray ivory cream gold silver assorted design colour color klein gross "
-    "gros grand petit pequeno grande rot blau weiss schwarz".split()
+    [
+        "set",
+        "pack",
+        "the",
+        "and",
+        "with",
+        "for",
+        "pcs",
+        "piece",
+        "pieces",
+        "small",
+        "medium",
+        "large",
+        "mini",
+        "big",
+        "extra",
+        "organic",
+        "bio",
+        "red",
+        "blue",
+        "green",
+        "white",
+        "black",
+        "pink",
+        "yellow",
+        "purple",
+        "orange",
+        "brown",
+        "grey",
+        "gray",
+        "ivory",
+        "cream",
+        "gold",
+        "silver",
+        "assorted",
+        "design",
+        "colour",
+        "color",
+        "klein",
+        "gross",
+        "gros",
+        "grand",
+        "petit",
+        "pequeno",
+        "grande",
+        "rot",
+        "blau",
+        "weiss",
+        "schwarz",
+    ]
 )
 
 
@@ -66,3 +114,19 @@ def word_vectors(texts: Sequence[str], width: int = 64) -> np.ndarray:
         vectors = table.toarray()
     norm = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.where(norm > 1e-6, vectors / np.maximum(norm, 1e-6), 0).astype(np.float32)
+
+
+def item_vectors(items: pd.DataFrame, columns: list[str], encoder: bool) -> np.ndarray:
+    """Unit vectors (n_items, width) of the words in some columns of a table of items; zeros where there are none.
+
+    `encoder`: by the packaged encoder, which knows English; scripts without blanks are read by groups of letters
+    whatever is asked.
+    """
+    if not columns:
+        return np.zeros((len(items), 1), np.float32)
+    texts = item_text(items, columns)
+    if encoder and texts.str.contains(SIGNS, regex=True).mean() < 0.2:
+        from recutils import text
+
+        return text.encode(text.load_encoder(), texts.to_list())
+    return word_vectors(texts.to_list())
