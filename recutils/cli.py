@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         return fail(str(error))
     except ImportError as error:
         return fail(
-            f"{error.name or error} is not installed: pip install 'recutils[shop]' (to serve: 'recutils[shop,service]')."
+            f"{error.name or error} is not installed: pip install 'recutils[shop]' ('recutils[shop,service]' to serve)."
         )
     except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
         return fail(f"{error.filename}: {error.strerror}.")
@@ -76,8 +76,8 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--host", default="127.0.0.1")
             command.add_argument("--port", type=int, default=8000)
         elif name == "update":
-            command.add_argument("--threshold", type=float, default=0.05, help="the share of NDCG@10 that a version may "
-                                 "lose on the newest baskets (default: %(default)s)")  # fmt: skip
+            said = "the share of NDCG@10 that a version may lose on the newest baskets (default: %(default)s)"
+            command.add_argument("--threshold", type=float, default=0.05, help=said)
             command.add_argument("--force", action="store_true", help="build and take over without comparing")
     return whole
 

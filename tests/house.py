@@ -90,8 +90,8 @@ def identifiers(node: ast.AST) -> set[str]:
 
 
 def users(package: list[Module], pages: list[Path]) -> dict[Node, set[str]]:
-    """For each public name outside service and shop: the notebooks and pages that reach it, and "service" or "shop" (the
-    command line with it) if those do.
+    """For each public name outside service and shop: the notebooks and pages that reach it, "service" and "shop" where
+    those do (the command line being the shop's).
 
     A name is reached where it stands, or where something reached uses it. Names are compared as written, so that two
     of the same name share their users.

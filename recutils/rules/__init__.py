@@ -3,7 +3,6 @@
 from recutils.rules.association import association_rules, frequent_itemsets, mine_itemsets
 from recutils.rules.matching import add_group_columns, antecedent_matrix, matching_rules, prune_generalised_rules
 from recutils.rules.measures import MEASURES, interest_measures, pair_counts, shrunk_log_lift
-from recutils.rules.pairs import pair_rules
 
 __all__ = [
     "MEASURES",
@@ -15,7 +14,6 @@ __all__ = [
     "matching_rules",
     "mine_itemsets",
     "pair_counts",
-    "pair_rules",
     "prune_generalised_rules",
     "shrunk_log_lift",
 ]

@@ -5,7 +5,8 @@ import io
 import re
 from typing import Any
 
-import matplotlib
+import matplotlib.dates
+import matplotlib.ticker
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure

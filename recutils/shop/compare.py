@@ -22,7 +22,7 @@ from recutils.models import (
 )
 from recutils.models.base import OneScore, row_of
 from recutils.ranker import HybridRanker, RankerSettings
-from recutils.rules import pair_rules
+from recutils.rules import interest_measures, pair_counts
 from recutils.shop.periods import sample_of
 from recutils.shop.words import kind_labels
 
@@ -32,7 +32,7 @@ METRIC = "ndcg@10"
 
 
 class Blend(Recommender):
-    """Two fitted models: z(first) + weight z(second), each standardised within a query; no score counts as the lowest."""
+    """Two fitted models: z(first) + weight z(second), each standardised within a query; no score is the lowest."""
 
     def __init__(self, first: Recommender, second: Recommender, weight: float) -> None:
         self.first, self.second, self.weight = first, second, weight
@@ -50,6 +50,24 @@ class Blend(Recommender):
         low = np.where(finite.any(axis=1), np.where(finite, scores, np.inf).min(axis=1), 0)
         scores = np.where(finite, scores, np.minimum(low, 0)[:, None])
         return (scores - scores.mean(axis=1, keepdims=True)) / np.maximum(scores.std(axis=1, keepdims=True), 1e-9)
+
+
+def pair_rules(matrix: sparse.spmatrix, min_count: int, min_confidence: float) -> pd.DataFrame:
+    """All rules left -> right of two items in at least `min_count` baskets and so confident, the strongest first.
+
+    `matrix` is 0/1 (n_baskets, n_items). Returns `left` and `right` (columns of it) and the measures of
+    `interest_measures`. Memory grows with the number of different pairs in the baskets.
+    """
+    counts = pair_counts(matrix).tocoo()
+    sold = np.asarray(matrix.sum(axis=0)).ravel().astype(np.int64)
+    keep = (counts.row != counts.col) & (counts.data >= min_count)
+    left, right, both = counts.row[keep], counts.col[keep], counts.data[keep].astype(np.int64)
+    keep = both / sold[left] >= min_confidence
+    left, right, both = left[keep], right[keep], both[keep]
+    measures = interest_measures(both, sold[left], sold[right], matrix.shape[0])
+    rules = pd.DataFrame({"left": left, "right": right, **measures})
+    order = ["confidence", "count", "left", "right"]
+    return rules.sort_values(order, ascending=[False, False, True, True], ignore_index=True)
 
 
 class PairRules(RuleRecommender):

@@ -140,7 +140,8 @@ def _cell(value: Any) -> str:
 
 
 def _text(path: Path, name: str, copies: Path, named: Mapping[str, str]) -> ShopFile:
-    encoding, notes = detect_encoding(path), []
+    notes: list[str] = []
+    encoding = detect_encoding(path)
     if encoding != "utf-8":
         path = _as_utf8(path, encoding, copies, notes, name)
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
@@ -209,11 +210,13 @@ def detect_encoding(path: Path) -> str:
 def _as_utf8(path: Path, encoding: str, copies: Path, notes: list[str], name: str) -> Path:
     """A copy in UTF-8; what cannot be decoded becomes a mark, and is counted."""
     copy, marks = copies / f"{len(list(copies.iterdir()))}.csv", 0
-    with path.open(encoding=encoding, errors="replace", newline="") as source:
-        with copy.open("w", encoding="utf-8", newline="") as out:
-            while block := source.read(BLOCK):
-                marks += block.count("\ufffd")
-                out.write(block)
+    with (
+        path.open(encoding=encoding, errors="replace", newline="") as source,
+        copy.open("w", encoding="utf-8", newline="") as out,
+    ):
+        while block := source.read(BLOCK):
+            marks += block.count("\ufffd")
+            out.write(block)
     lost = f"; {marks} characters could not be read and are shown as a mark" if marks else ""
     notes.append(f"{name}: not UTF-8; read as {encoding}{lost}.")
     return copy

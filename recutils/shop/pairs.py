@@ -147,8 +147,8 @@ def best_sellers(split: Split, vectors: np.ndarray, n: int = 8) -> pd.DataFrame:
     """Companions and substitutes of the most sold items: `item`, `companions`, `substitutes` (lists of columns).
 
     A companion is bought with it more often than chance would have it, in five baskets at least; those come first
-    that chance explains least. A substitute is alike in words (`vectors`, unit rows) or in company, and is met in the same basket less often than
-    chance: a suggestion to look at, since nobody saw what was not on the shelf.
+    that chance explains least. A substitute is alike in words (`vectors`, unit rows) or in company, and is met in the
+    same basket less often than chance: a suggestion to look at, since nobody saw what was not on the shelf.
     """
     matrix = split.train.matrix
     sold, counts = np.asarray(matrix.sum(axis=0)).ravel(), pair_counts(matrix).tocsr()

@@ -34,7 +34,9 @@ def split_periods(shop: Shop, most_items: int = MOST_ITEMS) -> tuple[Split, str]
     periods = [_only(baskets[slice(*ends)], warm) for ends in zip([0, *starts], [*starts, n], strict=True)]
     first = [pd.Timestamp(baskets.timestamps[min(s, n - 1)]).normalize() for s in starts]
     left = f"Compared are {len(warm)} items in {least} training baskets or more."
-    return Split(items, shop.households, *periods, *first, np.zeros(len(warm), dtype=bool)), f"{said} {left}"
+    train, validation, test = periods
+    cold = np.zeros(len(warm), dtype=bool)
+    return Split(items, shop.households, train, validation, test, first[0], first[1], cold), f"{said} {left}"
 
 
 def min_baskets(n: int) -> int:

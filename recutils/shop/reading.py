@@ -151,8 +151,8 @@ def _assemble(folder: Path, files: list[ShopFile], table: LineTable, account: pd
     con = table.con
     con.execute("""
         CREATE TABLE item AS SELECT item AS item_id, row_number() OVER (ORDER BY n DESC, item) - 1 AS code, n AS lines,
-            units, spend, price FROM (SELECT item, count(*) AS n, sum(quantity) AS units, sum(quantity * price) AS spend,
-            approx_quantile(price, 0.5) AS price FROM used GROUP BY item)""")
+            units, spend, price FROM (SELECT item, count(*) AS n, sum(quantity) AS units,
+            sum(quantity * price) AS spend, approx_quantile(price, 0.5) AS price FROM used GROUP BY item)""")
     con.execute("""
         CREATE TABLE basket AS SELECT key, moment, household, value, (row_number() OVER (ORDER BY moment, key) - 1)::INT
             AS code FROM (SELECT key, min(moment) AS moment, max(household) AS household, sum(quantity * price) AS value
@@ -175,7 +175,7 @@ def _assemble(folder: Path, files: list[ShopFile], table: LineTable, account: pd
     excluded = [
         row[0]
         for row in con.execute(
-            "SELECT coalesce(any_value(name), item) FROM lines WHERE reason LIKE '%postage%' GROUP BY item ORDER BY 1 LIMIT 20"
+            "SELECT DISTINCT coalesce(name, item) FROM lines WHERE reason LIKE '%postage%' ORDER BY 1 LIMIT 20"
         ).fetchall()
     ]
     promotions = promotion_effects(con, known)
@@ -271,7 +271,8 @@ def promotion_effects(con: Any, known: set[str]) -> pd.DataFrame:
     low = "promoted" if "promotion" in known else "used.price < 0.9 * item.price"
     return con.execute(f"""
         WITH days AS (SELECT item.code, CAST(moment AS DATE) AS day, bool_or({low}) AS low, sum(quantity) AS units,
-            count(*) AS n, count(*) FILTER ({low}) AS n_low FROM used JOIN item ON used.item = item.item_id GROUP BY 1, 2)
+            count(*) AS n, count(*) FILTER ({low}) AS n_low FROM used JOIN item ON used.item = item.item_id
+            GROUP BY 1, 2)
         SELECT code, sum(n)::BIGINT AS lines, sum(n_low) / sum(n) AS reduced, avg(units) FILTER (NOT low) AS usual,
             avg(units) FILTER (low) AS during FROM days GROUP BY code HAVING count(*) FILTER (low) >= 10 AND
             count(*) FILTER (NOT low) >= 10 ORDER BY lines DESC, code LIMIT 500""").df()[columns]

@@ -172,7 +172,8 @@ def _models(table: pd.DataFrame, cut: str) -> dict[str, Any]:
     ahead = "ahead of" if best.over_low > 0 else "behind" if best.over_high < 0 else "not to be told apart from"
     said.append(
         f"Chosen before the test was opened: {best.model}. It is {ahead} plain popularity there "
-        f"(NDCG@10 {best.ndcg:.3f}; difference {best.over:+.3f}, 95 % interval {best.over_low:+.3f} to {best.over_high:+.3f})."
+        f"(NDCG@10 {best.ndcg:.3f}; difference {best.over:+.3f}, 95 % interval {best.over_low:+.3f} to "
+        f"{best.over_high:+.3f})."
     )
     tied = table[table["tied"] & ~table["best"]]["model"].to_list()
     if tied:
@@ -197,7 +198,7 @@ def _promotions(shop: Shop) -> dict[str, Any]:
     how = "marked as promoted" if "promotion" in shop.known else "at least a tenth below the product's median price"
     said = (
         f"Reduced is a line that is {how}. The ratio compares days with a reduced sale and other days on which the "
-        f"product was sold. It is no proof of an effect: reductions come at busy times, and large orders get low prices."
+        f"product was sold. It is no proof of an effect: reductions come at busy times, large orders get low prices."
     )
     rows = [
         {

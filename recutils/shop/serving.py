@@ -124,7 +124,7 @@ def update_folder(
     past = together(split.train, split.validation)
     anonymous = "household" not in shop.known
     data = ShopData(
-        split.items, prices, households, past, split.test, names, kind_labels(names), anonymous, vectors=vectors
+        split.items, prices, households, past, split.test, names, kind_labels(names).tolist(), anonymous, vectors
     )
     with contextlib.ExitStack() as stack:
         words = Path(stack.enter_context(tempfile.TemporaryDirectory())) if encoder else None

@@ -57,9 +57,8 @@ def source(file: ShopFile, parallel: bool = True) -> str:
 def text(value: str) -> str:
     """A value without blanks around; blank, NULL, nan and the like are no value."""
     trimmed = f"trim(CAST({value} AS VARCHAR))"
-    return (
-        f"(CASE WHEN lower({trimmed}) IN ('', 'null', 'nan', 'none', 'n/a', 'na', '#n/a') THEN NULL ELSE {trimmed} END)"
-    )
+    nothing = strings(["", "null", "nan", "none", "n/a", "na", "#n/a"])
+    return f"(CASE WHEN list_contains({nothing}, lower({trimmed})) THEN NULL ELSE {trimmed} END)"
 
 
 def identity(value: str) -> str:

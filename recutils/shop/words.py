@@ -15,64 +15,16 @@ from recutils.settings import SEED
 
 SIGNS = r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"  # Japanese, Chinese and Korean, which put no blanks between words
 # Words that tell variants of one thing apart, or say nothing: sizes, colours, packs.
-PLAIN = set(
-    [
-        "set",
-        "pack",
-        "the",
-        "and",
-        "with",
-        "for",
-        "pcs",
-        "piece",
-        "pieces",
-        "small",
-        "medium",
-        "large",
-        "mini",
-        "big",
-        "extra",
-        "organic",
-        "bio",
-        "red",
-        "blue",
-        "green",
-        "white",
-        "black",
-        "pink",
-        "yellow",
-        "purple",
-        "orange",
-        "brown",
-        "grey",
-        "gray",
-        "ivory",
-        "cream",
-        "gold",
-        "silver",
-        "assorted",
-        "design",
-        "colour",
-        "color",
-        "klein",
-        "gross",
-        "gros",
-        "grand",
-        "petit",
-        "pequeno",
-        "grande",
-        "rot",
-        "blau",
-        "weiss",
-        "schwarz",
-    ]
-)
+PLAIN = """set pack the and with for pcs piece pieces small medium large mini big extra organic bio red blue green white
+    black pink yellow purple orange brown grey gray ivory cream gold silver assorted design colour color klein gross
+    gros grand petit pequeno grande rot blau weiss schwarz"""
 
 
 @cache
 def tokens(name: str) -> list[str]:
     """The words that say what a thing is, in order; of scripts without blanks pairs of signs."""
-    found = [w for w in re.findall(r"[^\W\d_]{2,}", name.casefold()) if w not in PLAIN]
+    plain = PLAIN.split()
+    found = [w for w in re.findall(r"[^\W\d_]{2,}", name.casefold()) if w not in plain]
     if re.search(SIGNS, name):
         signs = re.findall(r"[^\W\d_]", name.casefold())
         return ["".join(pair) for pair in pairwise(signs)] or signs
