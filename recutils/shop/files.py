@@ -204,7 +204,9 @@ def detect_encoding(path: Path) -> str:
             lines = [line for line in (block + b"\n" + start).split(b"\n") if not line.isascii()]
     sample = b"\n".join(lines[:400]) or start
     best = from_bytes(sample, cp_isolation=ENCODINGS).best()
-    return best.encoding.replace("_", "-") if best is not None else "cp1252"
+    if best is None or str(best) == sample.decode("cp1252", errors="ignore"):  # several code pages share most letters
+        return "cp1252"
+    return best.encoding.replace("_", "-")
 
 
 def _as_utf8(path: Path, encoding: str, copies: Path, notes: list[str], name: str) -> Path:
