@@ -49,18 +49,42 @@ class Strange:
 
 
 def _german(folder: Path) -> None:
-    table = lines().rename(columns=dict(zip(lines().columns, [
-        "Belegnr.", "Kundennr.", "Artikelnr.", "Bezeichnung", "Datum", "Menge", "Einzelpreis"], strict=True)))  # fmt: skip
+    table = lines()
+    table.columns = ["Belegnr.", "Kundennr.", "Artikelnr.", "Bezeichnung", "Datum", "Menge", "Einzelpreis"]
     table["Bezeichnung"] = table["Bezeichnung"].replace({"cheese": "Käse", "jam": "Früchte-Süßmus"})
     table["Datum"] = table["Datum"].dt.strftime("%d.%m.%Y %H:%M")
     csv(folder, table, encoding="cp1252", sep=";", decimal=",")
 
 
 def _chinese(folder: Path) -> None:
-    names = dict(zip(
-        PRODUCTS,
-        ["全麦面包", "黄油", "纯牛奶", "草莓果酱", "意大利面", "番茄酱", "奶酪片", "绿茶", "苏打饼干", "香皂",
-         "大米", "食盐", "鸡蛋", "李子", "蜂蜜", "蜡烛", "洋葱", "果汁", "橄榄", "玉米"], strict=True))  # fmt: skip
+    names = dict(
+        zip(
+            PRODUCTS,
+            [
+                "全麦面包",
+                "黄油",
+                "纯牛奶",
+                "草莓果酱",
+                "意大利面",
+                "番茄酱",
+                "奶酪片",
+                "绿茶",
+                "苏打饼干",
+                "香皂",
+                "大米",
+                "食盐",
+                "鸡蛋",
+                "李子",
+                "蜂蜜",
+                "蜡烛",
+                "洋葱",
+                "果汁",
+                "橄榄",
+                "玉米",
+            ],
+            strict=True,
+        )
+    )
     table = lines()
     table["product name"] = table["product name"].map(names)
     table.columns = ["订单号", "会员号", "商品编号", "商品名称", "下单时间", "数量", "单价"]
@@ -138,8 +162,12 @@ def _week(folder: Path) -> None:
 
 
 N = len(lines())
-WITHOUT = {"customer": "No customer is known", "product name": "Products have no names", "price": "No prices are known",
-           "date": "Nothing is dated"}  # fmt: skip
+WITHOUT = {
+    "customer": "No customer is known",
+    "product name": "Products have no names",
+    "price": "No prices are known",
+    "date": "Nothing is dated",
+}
 GOOD: dict[str, Strange] = {
     "plain": Strange(lambda f: csv(f, lines()), ["basket = receipt", "household = customer", "item = sku"], N),
     "german": Strange(_german, ["not UTF-8; read as cp1252", "decimal comma", "day-month-year", "= Kundennr."], N),
@@ -163,7 +191,7 @@ GOOD: dict[str, Strange] = {
             "more fields than the header",
         ],
         N - 10,
-    ),  # fmt: skip
+    ),
     "cancelled": Strange(_cancelled, ["7  left out: cancelled"], N),
     "utc offsets": Strange(_offsets, [], N),
     "three files": Strange(_heads, ["taken from receipts.csv", "name = product name"], N),
@@ -181,7 +209,7 @@ GOOD: dict[str, Strange] = {
     **{
         f"no {column}": Strange(lambda f, c=column: csv(f, lines().drop(columns=c)), [said], N)
         for column, said in WITHOUT.items()
-    },  # fmt: skip
+    },
 }
 
 
@@ -193,16 +221,21 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "nothing there": (lambda folder: None, "holds no data; put receipts there"),
     "an empty file": (_write("sales.csv", b""), "sales.csv is empty"),
     "only a header": (_write("sales.csv", b"receipt,sku\n"), "has a header and no rows"),
-    "other columns": (lambda f: csv(f, pd.DataFrame({"alpha": [1, 2], "beta": [3, 4]})), "Say which is which: --columns"),
+    "other columns": (
+        lambda f: csv(f, pd.DataFrame({"alpha": [1, 2], "beta": [3, 4]})),
+        "Say which is which: --columns",
+    ),
     "no items": (lambda f: csv(f, lines()[["receipt", "date"]]), "an item was not found"),
     "a damaged parquet": (_write("sales.parquet", b"PAR1 and then nothing"), "sales.parquet cannot be read"),
     "a damaged workbook": (_write("sales.xlsx", b"PK and then nothing"), "sales.xlsx cannot be read"),
     "dates that are none": (lambda f: csv(f, lines().assign(date="some day")), "dates are not understood, one of them"),
     "only returns": (lambda f: csv(f, lines().assign(qty=-1)), "No line can be used"),
     "settings that are none": (
-        lambda f: (csv(f, lines()), (f / "shop.toml").write_text("columns = ["))[0], "shop.toml cannot be read"
+        lambda f: (csv(f, lines()), (f / "shop.toml").write_text("columns = ["))[0],
+        "shop.toml cannot be read",
     ),
     "a column that is not there": (
-        lambda f: (csv(f, lines()), (f / "shop.toml").write_text('[columns]\nitem = "x"\n'))[0], "No file has the column 'x'"
+        lambda f: (csv(f, lines()), (f / "shop.toml").write_text('[columns]\nitem = "x"\n'))[0],
+        "No file has the column 'x'",
     ),
-}  # fmt: skip
+}

@@ -44,15 +44,19 @@ def test_a_strange_shop_is_understood_and_its_account_adds_up(odd, capsys):
     assert case.used is None or account.iloc[-1] == case.used
 
 
-def test_a_strange_shop_gets_a_report(odd, tmp_path):
+KINDS = ["no customer", "no hours", "no product name", "200 baskets", "one product everywhere", "a single week",
+         "chinese", "no date", "lists"]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_shop_gets_a_report(name, tmp_path):
     """No traceback, and every gap has its sentence on the page."""
-    case, folder = odd
-    shop = read_shop(folder)
+    strange.GOOD[name].write(tmp_path)
+    shop = read_shop(tmp_path)
     said = write_report(shop, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
-    assert (
-        page.startswith("<!doctype html>") and "Traceback" not in page and "nan" not in page.lower().split("<script")[0]
-    )
+    assert page.startswith("<!doctype html>") and ">nan" not in page and "Traceback" not in page
     assert said["thin"] and all(collect for _, collect in said["thin"])
     assert [m for m in said["models"] if m["best"]] or "too few" in " ".join(said["model_said"])
     if "household" not in shop.known:
@@ -236,8 +240,12 @@ def test_substitutes_and_bundles():
 
 
 def test_variants_by_name():
-    same = [("GREEN REGENCY TEACUP AND SAUCER", "ROSES REGENCY TEACUP AND SAUCER"), ("bread small", "bread large"),
-            ("纯牛奶250ml", "纯牛奶1L"), ("PACK OF 72 RETROSPOT CAKE CASES", "PACK OF 60 PINK PAISLEY CAKE CASES")]  # fmt: skip
+    same = [
+        ("GREEN REGENCY TEACUP AND SAUCER", "ROSES REGENCY TEACUP AND SAUCER"),
+        ("bread small", "bread large"),
+        ("纯牛奶250ml", "纯牛奶1L"),
+        ("PACK OF 72 RETROSPOT CAKE CASES", "PACK OF 60 PINK PAISLEY CAKE CASES"),
+    ]
     other = [
         ("bread small", "butter small"),
         ("SET OF 3 CAKE TINS", "SET OF 3 TEA TOWELS"),
@@ -294,8 +302,15 @@ def test_models_are_compared_on_later_baskets(sample_split):
     assert row["ndcg"] == pytest.approx(own)
 
 
-@pytest.mark.parametrize("name, said", {
-    "plain": "of 140 days", "a single week": "of 7 days", "no date": "random tenth", "no hours": "of 140 days"}.items())  # fmt: skip
+@pytest.mark.parametrize(
+    "name, said",
+    {
+        "plain": "of 140 days",
+        "a single week": "of 7 days",
+        "no date": "random tenth",
+        "no hours": "of 140 days",
+    }.items(),
+)
 def test_periods_follow_the_span(name, said, tmp_path):
     strange.GOOD[name].write(tmp_path)
     shop = read_shop(tmp_path)

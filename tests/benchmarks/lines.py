@@ -16,7 +16,7 @@ PER_BASKET, N_ITEMS = 8, 5000
 
 
 def write_lines(file: Path, n_lines: int, seed: int = 0) -> None:
-    """`n_lines` lines of a year, eight a basket, 5,000 products with a long tail; every product brings its neighbour."""
+    """`n_lines` lines of a year, eight a basket, 5,000 products with a long tail, some of which bring the next."""
     rng = np.random.default_rng(seed)
     weight = 1 / (10 + np.arange(N_ITEMS))
     for start in range(0, n_lines, 1_000_000):
