@@ -155,8 +155,19 @@ def test_another_shop_as_it_is_published(shared):
     assert account["left out: price of zero or less (gifts, write-offs)"] == 1_181
     assert account["lines used"] == 541_909 - sum(n for what, n in account.items() if what.startswith("left out"))
     assert "POSTAGE" in shop.excluded and shop.known >= {"time", "hours", "household", "price", "words"}
+    page = (ROOT / "data" / "own_shop.md").read_text()
+    assert set(re.findall(r"\| ([\d,]{5,}) \|", page)) == {f"{n:,}" for n in account.values()}
     groceries = read_shop(shared / "groceries_baskets.csv")
     assert groceries.baskets.matrix.shape == (9_835, 169) and groceries.baskets.matrix.nnz == 43_367
+
+
+def test_the_code_on_the_page_runs(tmp_path, monkeypatch):
+    """The piece of Python on the page 'Your own shop', as it stands there."""
+    strange.csv(tmp_path, strange.lines())
+    page = (ROOT / "data" / "own_shop.md").read_text()
+    scope: dict = {}
+    exec(page.split("```python\n")[1].split("```")[0].replace("FOLDER", str(tmp_path)), scope)
+    assert scope["model"].n_items == 20
 
 
 def test_many_lines_are_read_in_bounded_memory(tmp_path):
