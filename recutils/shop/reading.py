@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pandas as pd
 from scipy import sparse
@@ -82,17 +83,25 @@ def read_shop(folder: Path, settings: ReadSettings | None = None, progress: Prog
     folder = Path(folder)
     settings = settings or load_shop_settings(folder if folder.is_dir() else folder.parent)
     with tempfile.TemporaryDirectory(prefix="recutils-shop-") as scratch:
-        progress("looking at the files")
-        files = find_files(folder, Path(scratch), settings.columns)
-        _check_named(files, settings)
-        with connect(Path(scratch)) as con:
-            _set_clock(con, files)
-            progress("reading lines")
-            table = make_lines(con, files, settings)
-            account = _account(table)
-            progress("making baskets")
-            _name_baskets(table)
-            return _assemble(folder, files, table, account)
+        try:
+            return _read(folder, Path(scratch), settings, progress)
+        except duckdb.Error as error:
+            first = str(error).splitlines()[0]
+            raise StoreError(f"{folder.name} cannot be read as it is ({first}); write the files again.") from error
+
+
+def _read(folder: Path, scratch: Path, settings: ReadSettings, progress: Progress) -> Shop:
+    progress("looking at the files")
+    files = find_files(folder, scratch, settings.columns)
+    _check_named(files, settings)
+    with connect(scratch) as con:
+        _set_clock(con, files)
+        progress("reading lines")
+        table = make_lines(con, files, settings)
+        account = _account(table)
+        progress("making baskets")
+        _name_baskets(table)
+        return _assemble(folder, files, table, account)
 
 
 def _check_named(files: list[ShopFile], settings: ReadSettings) -> None:

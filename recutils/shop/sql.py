@@ -115,7 +115,7 @@ def moment(value: str, ways: Sequence[str], clock: str | None = None) -> str:
 
 
 def _by_parts(value: str, ways: Sequence[str], clock: str) -> str:
-    day = "coalesce(" + ", ".join([*(day_of(day_text(value), way) for way in ways), "NULL"]) + ")"
+    day = "coalesce(" + ", ".join([*(day_of(day_text(value), way) for way in ways), "NULL::TIMESTAMP"]) + ")"
     hour = rf"CASE WHEN regexp_full_match({clock}, '\d{{1,2}}') THEN {clock} || ':00' ELSE {clock} END"
     return (
         f"({day} + coalesce(to_seconds(epoch(CAST(try_strptime({hour}, {strings(CLOCKS)}) AS TIME))), to_seconds(0)))"

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
 
 PER_BASKET, N_ITEMS = 8, 5000
 
@@ -26,15 +27,20 @@ def write_lines(file: Path, n_lines: int, seed: int = 0) -> None:
         beside = (np.arange(n) % PER_BASKET == 1) & (rng.random(n) < 0.3)
         item[beside] = (np.roll(item, 1)[beside] + 1) % N_ITEMS
         second = basket * (365 * 86_400 * PER_BASKET // max(n_lines, PER_BASKET))
-        table = pd.DataFrame({
+        moment = np.datetime64("2024-01-01T08:00:00") + second.astype("timedelta64[s]")
+        columns = {
             "receipt": basket,
             "customer": (basket * 7919) % max(n_lines // 400, 10),
             "sku": item,
-            "date": (np.datetime64("2024-01-01T08:00:00") + second.astype("timedelta64[s]")).astype(str),
+            "date": moment,
             "qty": 1 + item % 3,
             "price": 1 + (item % 700) / 100,
-        })  # fmt: skip
-        table.to_csv(file, index=False, header=start == 0, mode="w" if start == 0 else "a")
+        }
+        table = pa.table(columns)
+        if start == 0:
+            out = pyarrow.csv.CSVWriter(file, table.schema)
+        out.write_table(table)
+    out.close()
 
 
 def main(n_lines: int) -> None:
