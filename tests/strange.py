@@ -138,6 +138,15 @@ def _in_cells(folder: Path) -> None:
     csv(folder, table.reset_index().rename(columns={"product name": "products"}))
 
 
+def _stray_quotes(folder: Path) -> None:
+    table = lines()
+    table["product name"] = table["product name"].replace("candles", 'candles 5"')
+    rows = [",".join(map(str, row)) for row in table.itertuples(index=False)]
+    rows[10] = rows[10].replace(table["product name"][10], '"odd')
+    rows[300] = rows[300].replace(table["product name"][300], '"odder')
+    (folder / "sales.csv").write_text("\n".join([",".join(table.columns), *rows]) + "\n")
+
+
 def _numbers_again(folder: Path) -> None:
     table = lines()
     table["receipt"] = table["receipt"] % 7
@@ -197,6 +206,7 @@ GOOD: dict[str, Strange] = {
     "three files": Strange(_heads, ["taken from receipts.csv", "name = product name"], N),
     "lists": Strange(_listed, ["one line a basket without a header", "Nothing is dated"], N),
     "lists in cells": Strange(_in_cells, ["one line a basket", "separated by '|'"], N),
+    "stray quotes": Strange(_stray_quotes, ["quotes are read as signs"], N),
     "numbers again": Strange(_numbers_again, ["Receipt numbers are used again"], N),
     "month first": Strange(_month_first, ["month-day-year"], N),
     "no hours": Strange(

@@ -239,8 +239,8 @@ def test_substitutes_and_bundles():
     companions = dict(zip(table["item"], table["companions"], strict=True))
     assert companions.get(1, [0]) == [0] and 2 not in companions.get(3, [])  # a variant is no companion
     rng = np.random.default_rng(2)
-    matrix = rng.random((2000, 6)) < 0.1
-    matrix[:150, :3] = True
+    matrix = rng.random((4000, 6)) < 0.1
+    matrix[:120, :3] = True
     matrix[:, 4] &= ~matrix[:, 3]
     names = ["pasta", "sauce", "cheese", "green tea leaves", "black tea leaves", "soap"]
     split = _split(rng.permutation(matrix[matrix.any(axis=1)]), names)

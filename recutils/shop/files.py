@@ -23,7 +23,8 @@ class ShopFile:
     """One file: `path` to UTF-8 csv or parquet (of another form: its copy), and how to read it.
 
     - `columns`: its header; `fields`: the column of each field (see `columns.SYNONYMS`)
-    - `skip`: lines up to the header and with it; `delimiter`, `encoding`: None for parquet
+    - `skip`: lines up to the header and with it; `delimiter`, `encoding`: None for parquet; `quote`: empty where cells
+      are not quoted
     - `listed`: one line a basket, all its cells being items; `notes`: sentences on what was decided
     """
 
@@ -34,6 +35,7 @@ class ShopFile:
     skip: int = 1
     delimiter: str | None = None
     encoding: str | None = None
+    quote: str = '"'
     listed: bool = False
     lines: int = 0
     notes: list[str] = field(default_factory=list)
@@ -120,8 +122,9 @@ def _workbook(path: Path, copies: Path, named: Mapping[str, str]) -> Iterator[Sh
     for sheet in book.worksheets:
         copy = copies / f"{len(list(copies.iterdir()))}.csv"
         with copy.open("w", encoding="utf-8", newline="") as out:
+            writer = csv.writer(out)
             rows = (row for row in sheet.iter_rows(values_only=True) if any(v is not None for v in row))
-            n = sum(1 for row in rows if csv.writer(out).writerow([_cell(v) for v in row]))
+            n = sum(1 for row in rows if writer.writerow([_cell(v) for v in row]))
         if n:
             found += 1
             file = _text(copy, f"{path.name} ({sheet.title})", copies, named)

@@ -188,7 +188,10 @@ def serve_folder(folder: Path, host: str, port: int, quiet: bool = False) -> Non
     from recutils.service.__main__ import run, with_key
 
     if not folder.exists():
-        raise StoreError(f"{folder} does not exist; name a folder with a shop's files, or one file.")
+        raise StoreError(
+            f"{folder} does not exist; name a folder with a shop's files, or one file. (The book's store is served by "
+            f"python -m recutils.service.)"
+        )
     served = served_folder(folder)
     settings = with_key(served, f"http://{host}:{port}")
     building = None

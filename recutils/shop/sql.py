@@ -45,7 +45,7 @@ def source(file: ShopFile, parallel: bool = True) -> str:
     if file.delimiter is None:
         return f"(SELECT *, NULL::VARCHAR AS extra_ FROM read_parquet({quoted(str(file.path))}))"
     names = [*file.columns, "extra_"]
-    delimiter, quote = ("\x01", "") if file.listed else (file.delimiter, '"')
+    delimiter, quote = ("\x01", "") if file.listed else (file.delimiter, file.quote)
     types = "{" + ", ".join(f"{quoted(n)}: 'VARCHAR'" for n in names) + "}"
     return (
         f"read_csv({quoted(str(file.path))}, auto_detect=false, header=false, skip={file.skip}, columns={types}, "
