@@ -451,7 +451,9 @@ def test_the_command_is_installed_with_the_package():
 def growing(tmp_path):
     """A folder with the first fifteen weeks of a shop, and a function that adds the rest."""
     pytest.importorskip("lightgbm")
-    table = strange.lines(900)
+    table = strange.lines(2400)
+    place = (3 * table["customer"] + np.random.default_rng(0).integers(5, size=len(table))) % 20  # five products each
+    table = table.assign(sku=500 + place, **{"product name": [strange.PRODUCTS[p] for p in place]})
     new = table["date"] >= "2024-04-15"
     strange.csv(tmp_path, table[~new])
     return tmp_path, lambda: strange.csv(tmp_path, table[new], "may.csv")
