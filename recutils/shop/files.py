@@ -163,7 +163,7 @@ def _text(path: Path, name: str, copies: Path, named: Mapping[str, str]) -> Shop
         file = ShopFile(name, path, columns, guess_columns(columns, named), skip, delimiter, encoding, lines=lines)
     elif _is_listed(rows):
         notes.append(f"{name}: one line a basket without a header; every cell is read as an item.")
-        file = ShopFile(name, path, [f"cell_{n}" for n in range(1)], {}, 0, delimiter, encoding, True, lines)
+        file = ShopFile(name, path, ["cells"], {}, 0, delimiter, encoding, listed=True, lines=lines)
     else:
         columns = _unique(rows[0])
         file = ShopFile(name, path, columns, guess_columns(columns, named), 1, delimiter, encoding, lines=lines)
