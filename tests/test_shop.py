@@ -92,7 +92,7 @@ def test_two_ways_of_writing_give_one_shop(tmp_path):
 CELLS = st.sampled_from(["", "7", "x", "-2", "0", "2024-03-04", "tea", "Postage", "1,5", "C12", '"', "NaN", " "])
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.lists(CELLS, min_size=1, max_size=7), min_size=1, max_size=30))
 def test_no_row_vanishes_whatever_it_holds(rows, tmp_path):
     """Good lines with any others among them: rows read are rows used and rows left out."""
