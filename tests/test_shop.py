@@ -222,6 +222,15 @@ def test_a_pair_that_is_gone_later_is_not_recommended():
     assert rule.held == "no" and rule.advice.startswith("Wait")
 
 
+def test_a_product_that_is_gone_is_not_recommended():
+    split = _planted()
+    gone = split.test.matrix.tolil()
+    gone[:, 0] = 0
+    split.test.matrix, split.validation = gone.tocsr(), split.validation[:0]
+    rule = pairs.find_rules(split).iloc[0]
+    assert rule.held == "too few" and "was not sold in the later weeks" in rule.advice
+
+
 def test_chance_alone_gives_no_pairs():
     """Twenty random shops with baskets of very different sizes: the usual lift would find pairs in all of them."""
     rng, found = np.random.default_rng(1), 0

@@ -133,6 +133,8 @@ def advice(rule: dict, names: list[str]) -> str:
     forth, back = rule["baskets"] / rule["of_left"], rule["baskets"] / rule["of_right"]
     if rule["held"] == "no":
         return f"Wait: in the later weeks {left} and {right} met no more often than by chance. Look again next month."
+    if rule["later_chance"] == 0:
+        return f"Wait: {left} or {right} was not sold in the later weeks. Where both come back, place them together."
     if forth >= 0.4 and back >= 0.4:
         return (
             f"Do not discount both: {forth:.0%} of those who buy {left} take {right} anyway, and {back:.0%} the other "
