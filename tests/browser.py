@@ -51,14 +51,14 @@ class Browser:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def wait(self, script: str, seconds: float = 20) -> Any:
-        """Until an expression is true; its value."""
+    def wait(self, script: str, seconds: float = 20, every: float = 0.05) -> Any:
+        """Until an expression is true, asked `every` so many seconds; its value."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             value = self.run(script)
             if value:
                 return value
-            time.sleep(0.05)
+            time.sleep(every)
         raise AssertionError(f"never true: {script}; the page says {self.run('document.body.innerText')!r}")
 
     def type(self, text: str) -> None:
@@ -66,11 +66,13 @@ class Browser:
         self.call("Input.insertText", text=text)
 
     def press(self, key: str) -> None:
-        """A key by its name: Enter, Tab, ArrowDown, Escape."""
-        codes = {"Enter": 13, "Tab": 9, "ArrowDown": 40, "Escape": 27, "ArrowUp": 38}
-        more = {"text": "\r"} if key == "Enter" else {}
+        """A key by its name: Enter, Tab, Space, ArrowDown, Escape and the like."""
+        codes = {"Enter": 13, "Tab": 9, "Space": 32, "Escape": 27, "PageUp": 33, "PageDown": 34, "End": 35, "Home": 36}
+        codes |= {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+        more = {"Enter": {"text": "\r"}, "Space": {"text": " "}}.get(key, {})
+        names = {"key": " " if key == "Space" else key, "code": key, "windowsVirtualKeyCode": codes[key]}
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key], **more)
+            self.call("Input.dispatchKeyEvent", type=kind, **names, **more)
 
     def size(self, width: int, height: int, phone: bool = False) -> None:
         """Of the window."""

@@ -43,6 +43,52 @@ def python(code, *arguments, **variables):
     return run.stdout.strip()
 
 
+NURSERY = """
+import importlib, json, os, sys, traceback, types
+import torch
+from recutils import settings
+
+def live(code, file, paths, variables):
+    written = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(written, 1), os.dup2(written, 2)
+    os.environ.update(variables)
+    sys.path[:0] = paths
+    importlib.invalidate_caches()
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    exec(code, main.__dict__)
+
+for line in sys.stdin:
+    if (child := os.fork()) == 0:
+        status = 1
+        try:
+            live(*json.loads(line))
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def forked(tmp_path_factory):
+    """As `python`, with folders to import from, in a fork of a process that has loaded PyTorch and knows no more."""
+    file = tmp_path_factory.mktemp("forked") / "said"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+    nursery = subprocess.Popen([sys.executable, "-B", "-W", "ignore", "-c", NURSERY], **pipes)
+
+    def run(code, *paths, **variables):
+        print(json.dumps([code, str(file), list(map(str, paths)), variables]), file=nursery.stdin, flush=True)
+        status = nursery.stdout.readline()
+        assert status == "0\n", file.read_text()
+        return file.read_text().strip()
+
+    yield run
+    nursery.stdin.close()
+    nursery.wait(timeout=60)
+
+
 @pytest.mark.slow
 def test_training_twice_in_two_processes_gives_the_same_bits(tmp_path):
     """The encoder and the graph network; the second time beside a busy neighbour."""
@@ -96,7 +142,7 @@ def test_precision_is_a_setting(monkeypatch):
 
 
 @pytest.fixture
-def package(tmp_path, monkeypatch):
+def package(tmp_path, forked):
     """A package of two modules: a cached function in one, what it calls in the other; `build()` runs it anew."""
     folder = tmp_path / "little"
     folder.mkdir()
@@ -113,9 +159,8 @@ def package(tmp_path, monkeypatch):
     (folder / "work.py").write_text(textwrap.dedent(work).replace("VERSION", "1"))
 
     def build(patch="", after="", **variables):
-        paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
         code = f"from recutils import settings\n{patch}\nfrom little.work import made\nprint(made(21))\n{after}"
-        return python(code, PYTHONPATH=paths, RECUTILS_CACHE=str(tmp_path / "cache"), **variables)
+        return forked(code, tmp_path, RECUTILS_CACHE=str(tmp_path / "cache"), **variables)
 
     def entries():
         return len(list((tmp_path / "cache").glob("made-*")))
@@ -308,7 +353,7 @@ def test_an_argument_from_a_notebook_counts_by_what_it_does(kernel, old, new):
     ],
 )
 @pytest.mark.slow
-def test_a_module_of_the_reader_counts_before_it_is_imported_and_by_its_attributes(tmp_path, cell):
+def test_a_module_of_the_reader_counts_before_it_is_imported_and_by_its_attributes(tmp_path, forked, cell):
     place = tmp_path / "own" / "deep"
     place.mkdir(parents=True)
     for name in ("../__init__", "__init__", "other"):
@@ -317,32 +362,31 @@ def test_a_module_of_the_reader_counts_before_it_is_imported_and_by_its_attribut
     keys = []
     for text in ("def f(): return 1", "# a remark\ndef f(): return 1", "def f(): return 2"):
         (place / "inner.py").write_text(text)
-        paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-        keys.append(python(code, PYTHONPATH=paths))
+        keys.append(forked(code, tmp_path))
     assert keys[0] == keys[1] != keys[2]
 
 
-def test_data_without_a_hash_is_named():
+def test_data_without_a_hash_is_named(forked):
     code = "import threading\nfrom recutils import settings\nlock = threading.Lock()\n"
     code += "@settings.cached()\ndef made():\n    return lock.locked()\n"
     code += "try:\n    made()\nexcept TypeError as error:\n    print(error)"
-    assert python(code).startswith("'lock', which a cached function uses, is a lock and has no hash; pass what")
+    assert forked(code).startswith("'lock', which a cached function uses, is a lock and has no hash; pass what")
 
 
 @pytest.mark.parametrize(
     "name, value",
     [("RECUTILS_SEED", "x"), ("RECUTILS_SEED", "-1"), ("RECUTILS_THREADS", "x"), ("RECUTILS_THREADS", "0")],
 )
-def test_a_wrong_number_in_the_environment_gets_our_own_message(name, value):
-    code = "from recutils import settings\n    settings.n_threads()"
-    code = f"try:\n    {code}\nexcept ValueError as error:\n    print(error)"
-    assert python(code, **{name: value}).startswith(f"{name} is {value!r}; set it to a whole number from ")
+def test_a_wrong_number_in_the_environment_gets_our_own_message(forked, name, value):
+    code = "import importlib\nfrom recutils import settings\ntry:\n    importlib.reload(settings)\n"
+    code += "    settings.n_threads()\nexcept ValueError as error:\n    print(error)"
+    assert forked(code, **{name: value}).startswith(f"{name} is {value!r}; set it to a whole number from ")
 
 
 # ------------------------------------------------------------------------------------ other worlds
 
 
-def row(value, model="ease", metric="ndcg@10", chapter="05_recommendation_and_bundles", n=100):
+def row(value, model="ease", metric="ndcg@10", chapter="05_recommendation", n=100):
     key = (chapter, model, "complete_the_basket", "test", metric, "notebook", "cpu")
     return key, {"chapter": chapter, "value": value, "n": n, "source": "notebook", "profile": "cpu"}
 
@@ -361,7 +405,7 @@ def row(value, model="ease", metric="ndcg@10", chapter="05_recommendation_and_bu
 )
 def test_each_kind_of_row_has_its_tolerance(model, metric, before, now, fine):
     kept, fresh = dict([row(before, model, metric)]), dict([row(now, model, metric)])
-    moved, wrong = check.compare(kept, fresh, ["05_recommendation_and_bundles"])
+    moved, wrong = check.compare(kept, fresh, ["05_recommendation"])
     assert len(moved) == 1 and (not wrong) == fine
 
 
@@ -374,11 +418,11 @@ def test_only_another_seed_may_move_short_trainings_further():
 
 def test_no_row_is_left_out_of_the_comparison():
     kept = dict([row(0.1), row(0.2, "hybrid")])
-    assert "missing" in check.compare(kept, dict([row(0.1)]), ["05_recommendation_and_bundles"])[1][0]
+    assert "missing" in check.compare(kept, dict([row(0.1)]), ["05_recommendation"])[1][0]
     extra = dict([row(0.1), row(0.2, "hybrid"), row(0.3, "new")])
-    assert "not kept" in check.compare(kept, extra, ["05_recommendation_and_bundles"])[1][0]
+    assert "not kept" in check.compare(kept, extra, ["05_recommendation"])[1][0]
     fewer = dict([row(0.1, n=99), row(0.2, "hybrid")])
-    assert "n is 99" in check.compare(kept, fewer, ["05_recommendation_and_bundles"])[1][0]
+    assert "n is 99" in check.compare(kept, fewer, ["05_recommendation"])[1][0]
     everything = check.rows(check.KEPT)
     chapters = {key[0] for key in everything}
     moved, wrong = check.compare(
@@ -407,7 +451,7 @@ def test_an_example_that_holds_by_rounding_only_is_caught(tmp_path):
     home = float(python(find, **numbers))
     assert home == float(python(find, **numbers))
     alone = float(python(find, **check.worlds()["thread"]))
-    assert 0 < abs(home - alone) < 1e-5 * home
+    assert 0 < abs(home - alone) < 1e-4 * home
     limit = max(home, alone)
     notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
     cell = nbformat.v4.new_code_cell(FRAGILE.replace("HOME", repr(limit)), execution_count=1)

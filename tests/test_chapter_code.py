@@ -1,4 +1,4 @@
-"""The models that chapters 02, 03 and 05 define in their cells: known answers, toys, the recommenders' contract.
+"""What chapters 02, 03, 05 and 05b define in their cells: known answers, toys, the recommenders' contract.
 
 The cells that define them are executed from the notebooks.
 """
@@ -53,6 +53,7 @@ def test_spans_are_read_off_the_tags(tagging):
     assert tagging["join_spans"](words, tags) == expected and tagging["join_spans"]([], []) == []
 
 
+@pytest.mark.slow
 def test_a_tagger_learns_and_reads_odd_texts(tagging):
     rng = np.random.default_rng(0)
     kinds, brands = ["soft drinks", "white bread", "cat litter", "orange juice"], ["national", "private"]
@@ -64,7 +65,7 @@ def test_a_tagger_learns_and_reads_odd_texts(tagging):
             made.append(tagging["bio_tags"]([fields[i] for i in rng.permutation(3)]))
         return [m[0] for m in made], [m[1] for m in made]
 
-    tagger = tagging["train_tagger"](*lines(200, [2, 4, 6, 8]), steps=25, batch_size=32)
+    tagger = tagging["train_tagger"](*lines(200, [2, 4, 6, 8]), steps=25, batch_size=16)
     predict, extract = tagging["predict_tags"], tagging["extract_attributes"]
     assert tagger.labels == ["O", "B-brand", "I-brand", "B-size", "I-size", "B-type", "I-type"]
     words, tags = lines(40, [3, 5, 12])  # sizes never seen
@@ -150,7 +151,7 @@ def test_the_best_state_is_kept(linking, two_worlds):
 def sets():
     names = ("SetEncoder", "attention_layers", "set_scores", "pad_sets", "mask_items", "masked_item_loss")
     names += ("train_set_encoder", "SetTransformer", "score_sets")
-    return chapter_code("05_recommendation_and_bundles", *names)
+    return chapter_code("05_recommendation", *names)
 
 
 def test_pad_sets_by_hand(sets):
@@ -208,9 +209,67 @@ def test_the_set_transformer_reads_sets(sets, sample_split):
 
 @pytest.mark.slow
 def test_the_set_transformer_learns_planted_companions(sets, sample_split):
-    model = sets["SetTransformer"](None, steps=150, width=32).fit(sample_split.train)
+    model = sets["SetTransformer"](None, steps=80, width=32).fit(sample_split.train)
     place = {name: i for i, name in enumerate(sample_split.items["name"])}
     lift = model.score(baskets(np.eye(30)))
     lift = lift - lift.mean(axis=0)  # what an item adds to the others, popularity apart
     for cause, effect in (("pasta small", "sauce small"), ("tea small", "biscuit small")):
         assert place[effect] in np.argsort(-lift[place[cause]])[:3], (cause, effect)
+
+
+# ------------------------------------------------------------------------------------ chapter 05b: judging bundles
+
+
+@pytest.fixture(scope="module")
+def judging():
+    names = ("set_score", "beam_search", "log2_lift", "judge", "difference_of_means", "verdict", "open_halves")
+    return chapter_code("05b_bundles", *names)
+
+
+def test_a_wide_beam_finds_the_best_set_and_a_narrow_one_does_not(judging):
+    affinity = np.zeros((5, 5))
+    for i, j, value in ((0, 1, 1.0), (0, 2, 0.9), (2, 3, 5.0), (0, 3, 0.1)):
+        affinity[i, j] = affinity[j, i] = value
+    assert judging["beam_search"](0, 3, affinity, width=1) == (0, 1, 2)  # 1 is the best partner
+    assert judging["beam_search"](0, 3, affinity, width=4) == (0, 2, 3)
+    assert judging["set_score"]((0, 2, 3), affinity) == pytest.approx(6.0 / 3)
+
+
+def test_log2_lift_by_hand(judging):
+    """Item 0 in 4 of 8 baskets, item 1 in 2, both in 2: log2(3 / 2); item 2 in 4, without 0 or 1."""
+    matrix = np.array([[1, 1, 0]] * 2 + [[1, 0, 0]] * 2 + [[0, 0, 1]] * 4)
+    counts = sparse.csr_matrix(matrix.T @ matrix)
+    assert judging["log2_lift"]([0, 1], counts, 8) == pytest.approx(np.log2(3 / 2))
+    by_pair = [np.log2(3 / 2), np.log2(1 / 3), np.log2(1 / 2)]
+    assert judging["log2_lift"]([0, 1, 2], counts, 8) == pytest.approx(np.mean(by_pair))
+
+
+def test_a_bundle_that_cannot_be_made_completes_nothing(judging):
+    judging["prices"] = np.array([1.0, 2.0, np.nan, 4.0, 8.0])
+    tried = baskets([[1, 1, 1, 1, 0]] * 20)
+    whole = judging["judge"](lambda item: [item, *(i for i in range(5) if i != item)][:4], tried, 20)
+    assert set(whole["completed"]) == {1.0} and whole["made"].all()
+    part = judging["judge"](lambda item: [item] if item < 2 else [item, 0, 1, 4], tried, 20)
+    assert set(part.loc[part["made"], "completed"]) == {2 / 3}
+    assert set(part.loc[~part["made"], "completed"]) == {0.0} and 0 < part["made"].mean() < 1
+    assert set(part.loc[part["made"], "price, $"]) == {11.0}
+
+
+def test_the_interval_of_a_difference_draws_whole_households(judging):
+    rng = np.random.default_rng(0)
+    who = np.repeat(np.arange(200), 20)  # baskets of a household are all alike
+    values = np.repeat(rng.normal(size=200), 20) + np.where(who < 100, 1.0, 0.0)
+    found = judging["difference_of_means"](values, who, who < 100, who >= 100)
+    assert found["difference"] == pytest.approx(values[who < 100].mean() - values[who >= 100].mean())
+    width = found["high"] - found["low"]
+    assert width == pytest.approx(2 * 1.96 * np.sqrt(2 / 100), rel=0.2)  # of 200 households, not of 4,000 baskets
+    wider = judging["difference_of_means"](values, who, who < 100, who >= 100, level=0.999)
+    assert wider["high"] - wider["low"] > 1.4 * width
+    assert judging["verdict"](found) == "ahead"
+    assert judging["verdict"]({"low": -1, "high": 0}) == "not to be told apart"
+
+
+def test_open_halves_keep_each_item_half_of_the_time(judging):
+    matrix = sparse.csr_matrix(np.ones((400, 10), dtype=np.float32))
+    half = judging["open_halves"](matrix, np.random.default_rng(0))
+    assert matrix.nnz == 4000 and half.nnz == pytest.approx(2000, abs=150) and set(half.data) == {1.0}

@@ -256,7 +256,7 @@ def test_what_cannot_be_explained_gets_one_clear_message(ranked, item, message):
         explain.explain(model, basket[[0, 0]], 5, context)
 
 
-def test_strangers_and_empty_baskets_get_an_explanation_too(ranked):
+def test_unknown_households_and_empty_baskets_get_an_explanation_too(ranked):
     model, context, _ = ranked
     nobody = baskets(np.zeros((1, 30)), [-1])
     found = explain.explain(model, nobody, int(model.recommend(nobody, 1)[0, 0]), context)
@@ -451,7 +451,7 @@ def endpoint(monkeypatch):
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Stub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()  # seconds until it may stop
     monkeypatch.setenv("RECUTILS_LLM_URL", f"http://127.0.0.1:{server.server_port}/v1")
     monkeypatch.setenv("RECUTILS_LLM_KEY", "not-a-key")
     yield state
@@ -512,7 +512,7 @@ def test_a_sentence_says_what_speaks_for_the_item_and_was_measured(found, change
         ({"raw": b"[1, 2]"}, "expected form"),
         ({"raw": b"", "code": 500}, "answered 500"),
         ({"raw": b"", "code": 401}, "answered 401"),
-        ({"raw": said("{0} {1}"), "wait": 1.0}, "did not answer"),
+        ({"raw": said("{0} {1}"), "wait": 0.5}, "did not answer"),
         ({"raw": b" " * 100_000}, "too long"),
         ({"raw": b"[" * 60_000}, "expected form"),
     ],

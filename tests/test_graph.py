@@ -1,5 +1,6 @@
 """The graph chapter: edges against counts by hand, layers against paper and the library, links, classes of nodes."""
 
+import functools
 import warnings
 
 import jupytext
@@ -185,27 +186,33 @@ def blocks():
     return x, np.stack([a[kept], b[kept]]), y, train, check
 
 
+@pytest.fixture(scope="module")
+def trained(blocks):
+    """A classifier of the blocks' nodes and its logits, by model and seed; each is trained once."""
+    return functools.cache(lambda model, seed: graph.train_node_classifier(*blocks, model=model, seed=seed))
+
+
 @pytest.mark.parametrize("model", ["gcn", "gat"])
 @pytest.mark.slow
-def test_node_classifier_beats_words_alone(blocks, model):
+def test_node_classifier_beats_words_alone(blocks, trained, model):
     x, edges, y, train, check = blocks
-    found, logits = graph.train_node_classifier(x, edges, y, train, check, model=model)
+    found, logits = trained(model, 0)
     rest = ~(train | check)
     right = (logits.argmax(dim=1).numpy() == y)[rest].mean()
     _, alone = graph.train_node_classifier(x, np.zeros((2, 0), int), y, train, check, model=model)
     words = (alone.argmax(dim=1).numpy() == y)[rest].mean()
     assert right > 0.8 and right > words + 0.2
     assert torch.allclose(found(x, edges), logits, atol=1e-4)
-    _, again = graph.train_node_classifier(x, edges, y, train, check, model=model)
+    _, again = graph.train_node_classifier(*blocks, model=model, seed=0)
     assert torch.equal(again, logits)
 
 
 @pytest.mark.slow
-def test_attention_reaches_the_level_of_gcn(blocks):
-    x, edges, y, train, check = blocks
+def test_attention_reaches_the_level_of_gcn(blocks, trained):
+    _, _, y, train, check = blocks
     right = {}
     for model in ("gcn", "gat"):
-        found = [graph.train_node_classifier(x, edges, y, train, check, model=model, seed=s)[1] for s in range(2)]
+        found = [trained(model, seed)[1] for seed in range(2)]
         right[model] = np.mean([(f.argmax(dim=1).numpy() == y)[~(train | check)].mean() for f in found])
     assert right["gat"] > right["gcn"] - 0.03
 

@@ -1,6 +1,6 @@
 """Notebooks where readers open them: a real JupyterLab in headless Chromium, "Run All Cells", no error.
 
-Chapters 01 and 04, or those that RECUTILS_LAB names (make lab-check: all).
+Chapters 01 and 04, or those that RECUTILS_LAB names (make lab-check: all); two at a time, as there are two cores.
 """
 
 import json
@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from browser import browsing
@@ -62,14 +63,33 @@ def lab(tmp_path_factory):
         log.close()
 
 
-@pytest.mark.parametrize("stem", WANTED)
-def test_run_all_cells_in_jupyterlab(chromium, lab, tmp_path, stem):
-    with browsing(chromium, tmp_path / "profile", f"{lab}lab/workspaces/{stem[:2]}/tree/{stem}.ipynb?reset") as page:
+def run_all_cells(chromium, profile, address):
+    """Open one chapter and run it: its number of code cells, their execution counts, their errors."""
+    with browsing(chromium, profile, address) as page:
         page.call("Emulation.setFocusEmulationEnabled", enabled=True)
         page.wait(READY, seconds=120)
         assert {*json.loads(page.run(FOUND))["counts"]} == {None}
         page.run(RUN)
-        page.wait("window.allDone == true", seconds=SECONDS)
+        page.wait("window.allDone == true", seconds=SECONDS, every=1)
         found = json.loads(page.run(FOUND))
-        assert not found["errors"] and found["counts"] == list(range(1, found["n"] + 1))
         page.run("jupyterapp.shell.currentWidget.sessionContext.shutdown(); true")
+        return found
+
+
+@pytest.fixture(scope="module")
+def runs(chromium, lab, tmp_path_factory):
+    """What `run_all_cells` will find in each chapter: {stem: future}."""
+    profiles = tmp_path_factory.mktemp("profiles")
+    with ThreadPoolExecutor(2) as pool:
+        yield {
+            stem: pool.submit(
+                run_all_cells, chromium, profiles / stem, f"{lab}lab/workspaces/{stem}/tree/{stem}.ipynb?reset"
+            )
+            for stem in WANTED
+        }
+
+
+@pytest.mark.parametrize("stem", WANTED)
+def test_run_all_cells_in_jupyterlab(runs, stem):
+    found = runs[stem].result()
+    assert not found["errors"] and found["counts"] == list(range(1, found["n"] + 1))

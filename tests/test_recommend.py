@@ -14,6 +14,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from recutils import bundles, evaluate, models, ranker
 from recutils.data.schema import Baskets
+from recutils.ranker.history import HISTORY_COLUMNS, history_rows, purchase_history
 
 
 def hybrid():
@@ -94,7 +95,7 @@ def test_recommend_leaves_out_the_basket_and_works_in_batches(make, sample_split
     assert model.recommend(queries[:0], k=5).shape == (0, 5)
 
 
-def test_strangers_and_empty_baskets_are_answered(make, sample_split):
+def test_unknown_households_and_empty_baskets_are_answered(make, sample_split):
     model = make().fit(sample_split.train)
     nothing = Baskets(
         sparse.csr_matrix((2, model.n_items), dtype=np.float32), np.array([-1, 10**6]), np.zeros(2, "M8[ns]")
@@ -443,7 +444,7 @@ def test_trees_that_read_fewer_columns_score_one_basket_and_a_batch_alike(gone, 
     """Columns go to the trees by name: trained without a member, known and unknown households are served."""
     model = hybrid().fit(sample_split.train)
     queries, labels = ranker.holdout_queries(sample_split.validation, 2)
-    table = model.table(queries, labels, n_negatives=20).without(gone, ["popularity"])
+    table = model.table(queries, labels, n_negatives=20).without(gone, ["popularity", "size"])
     assert set(table.features) < set(model.features.columns)
     less = model.fit_ranker(table)
     test = sample_split.test[:40]
@@ -501,7 +502,7 @@ def test_household_features_by_hand_and_without_a_dense_table(sample_split):
     """Mean items of each group in a household's baskets; memory grows with purchases, not households x groups."""
     train = sample_split.train
     groups = pd.DataFrame({"kind": np.arange(30) % 10})
-    features = ranker.FeatureBuilder([], groups).fit_item_features(train).fit_household_features(train)
+    features = ranker.FeatureBuilder({}, groups).fit_item_features(train).fit_household_features(train)
     known = features.household_features
     for household in (0, 7, 23):
         own = train.matrix[train.households == household].toarray()
@@ -513,7 +514,7 @@ def test_household_features_by_hand_and_without_a_dense_table(sample_split):
     matrix = sparse.csr_matrix((np.ones(many, np.float32), (np.arange(many), np.arange(many) % kinds)), (many, kinds))
     wide = Baskets(matrix, np.arange(many), np.zeros(many, "M8[ns]"))
     tracemalloc.start()
-    ranker.FeatureBuilder([], pd.DataFrame({"item": np.arange(kinds)})).fit_household_features(wide)
+    ranker.FeatureBuilder({}, pd.DataFrame({"item": np.arange(kinds)})).fit_household_features(wide)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100e6
@@ -534,7 +535,7 @@ def test_household_features_by_hand_and_without_a_dense_table(sample_split):
 def test_two_features_of_one_name_are_refused(members, groups, extra, twice):
     tables = (pd.DataFrame(np.ones((30, len(names))), columns=names) for names in (groups, extra))
     with pytest.raises(ValueError, match=f"Two features are called {twice}; rename a member"):
-        ranker.FeatureBuilder(members, *tables)
+        ranker.FeatureBuilder({name: models.Popularity() for name in members}, *tables)
 
 
 def test_a_group_called_size_is_a_group_like_any_other(sample_split):
@@ -545,7 +546,7 @@ def test_a_group_called_size_is_a_group_like_any_other(sample_split):
             {"text": models.EmbeddingRecommender(VECTORS)}, pd.DataFrame({name: kinds}), label_baskets=None
         )
         tables.append(model.fit(sample_split.train).table(sample_split.test[:5]).features)
-    named = tables[0].rename(columns={"same_item_size": "same_kind", "their_item_size": "their_kind"})
+    named = tables[0].rename(columns=lambda name: name.replace("item_size", "kind"))
     pd.testing.assert_frame_equal(named, tables[1])
     assert tables[0]["their_item_size"].max() > 0 and tables[0]["their_size"].max() > 1
 
@@ -569,9 +570,9 @@ def test_members_are_asked_with_a_datetime_or_none():
     from recutils.ranker.ranker import _each
 
     when = np.array(["2024-05-01T17:30", "NaT"], "datetime64[ns]")
-    (first, slot), (second, unknown) = _each(replace(TOY[:2], timestamps=when))
-    assert first[2] == pd.Timestamp(when[0]).to_pydatetime() and second[2] is None
-    assert (slot, unknown) == (slot_of(first[2]), -1) and slot_of(pd.NaT) == slot_of(None) == -1
+    first, second = _each(replace(TOY[:2], timestamps=when))
+    assert first.timestamp == pd.Timestamp(when[0]).to_pydatetime() and second.timestamp is None
+    assert (first.slot, second.slot) == (slot_of(first.timestamp), -1) and slot_of(pd.NaT) == slot_of(None) == -1
 
 
 def test_the_features_of_one_candidate_by_hand(sample_split):
@@ -608,8 +609,101 @@ def test_the_features_of_one_candidate_by_hand(sample_split):
         s = member.score(query)[0].astype(float)
         rest = np.setdiff1d(np.arange(30), basket)
         expected |= {name: s[item], f"{name}_z": (s[item] - s[rest].mean()) / s[rest].std()}
+    expected["ease_max"] = members["ease"].weights[basket, item].max()
+    of_household = train.households == household
+    later = (when - train.timestamps.max()) / np.timedelta64(1, "D")
+    for level, same in (("bought", np.arange(30) == item), ("bought_kind", kinds == kinds[item])):
+        ages = np.floor(np.sort(days[of_household & raw[:, same].any(axis=1)]))
+        gap = max(ages[-1] - ages[0], 1) / (len(ages) - 1)
+        found = [len(ages), ages[0] + later, (ages < 28).sum(), (ages < 112).sum(), gap, (ages[0] + later) / gap]
+        expected |= {f"{level}_{name}": value for name, value in zip(HISTORY_COLUMNS, found, strict=True)}
+    assert later > 0 and expected["bought_count"] > 1
     assert set(expected) == set(got.index) and expected["same_kind"] == 1
     np.testing.assert_allclose(got[list(expected)], list(expected.values()), rtol=1e-4, atol=1e-5)
+
+
+def test_a_purchase_history_by_hand():
+    """Two baskets with a group on one day, one long ago, another household, an unknown one, a group never bought."""
+    when = np.array(["2024-01-01", "2024-05-01", "2024-05-01", "2024-05-11", "2024-05-21"], "datetime64[ns]")
+    train = Baskets(
+        sparse.csr_matrix(np.array([[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [1, 1, 1, 0]], np.float32)),
+        np.array([0, 0, 0, 1, -1]),
+        when,
+    )
+    kept = purchase_history(train, np.array([0, 0, 1, 2]))
+    assert kept["pairs"].toarray().tolist() == [[3, 0, 0], [0, 1, 0]]  # baskets, not items
+    assert kept["days"].tolist() == [[20, 141, 2, 2], [10, 10, 1, 1]]
+    got = history_rows(kept, 0, np.array([1, 0]), later=5.0)
+    assert np.isnan(got[0]).all()
+    np.testing.assert_allclose(got[1], [3, 25, 2, 2, 121 / 2, 25 / 60.5], rtol=1e-6)
+    once = history_rows(kept, 1, np.array([1]), later=0.0)[0]
+    assert once[:4].tolist() == [1, 10, 1, 1] and np.isnan(once[4:]).all()
+    for unknown in (-1, 2):
+        assert np.isnan(history_rows(kept, unknown, np.array([0, 1, 2]), 0.0)).all()
+    nothing = purchase_history(replace(train, households=np.full(5, -1)), np.array([0, 0, 1, 2]))
+    assert nothing["pairs"].shape == (0, 3) and np.isnan(history_rows(nothing, 0, np.array([1]), 0.0)).all()
+
+
+def rolling(sample_split, **changes):
+    """A ranker with an earlier origin, one member of which stays silent there."""
+    members = {"recency": models.HouseholdRecency(), "knn": models.ItemKNN(None), "text": models.Popularity()}
+    how = ranker.RankerSettings(8, n_holdouts=2, n_trees=5, origins=(35,), silent=("text",), **changes)
+    return ranker.HybridRanker(members, sample_split.items[["department"]], None, sample_split.validation, how)
+
+
+@pytest.mark.slow
+def test_an_earlier_origin_reads_nothing_later(sample_split):
+    """Its candidates stay the same whatever was bought after it, but for the labels; silent members say nothing."""
+    train, model = sample_split.train, rolling(sample_split)
+    days = (train.timestamps.max() - train.timestamps) / np.timedelta64(1, "D")
+    later = sparse.diags((days >= 35).astype(np.float32)) @ train.matrix
+    without = replace(train, matrix=sparse.csr_matrix(later))
+    queries, labels = ranker.holdout_queries(train[np.flatnonzero((days < 28) & (days >= 0))], 2)
+    tables = []
+    for past in (train, without):
+        origin = model.fit(train).at_origin(past[np.flatnonzero(days >= 35)])
+        tables.append(origin.table(queries, labels))
+    pd.testing.assert_frame_equal(tables[0].features, tables[1].features)
+    assert tables[0].features[["text", "text_z"]].isna().all(axis=None)
+    assert tables[0].features["recency"].notna().any() and tables[0].labels.any()
+    whole = model.training_table(train, sample_split.validation)
+    first = model.table(*ranker.holdout_queries(sample_split.validation, 2), model.settings.n_negatives)
+    n = len(first.rows)
+    pd.testing.assert_frame_equal(whole.features.iloc[:n], first.features)
+    assert len(whole.rows) > 1.2 * n and (np.diff(whole.rows) >= 0).all()
+    assert whole.features["text"].isna().sum() == first.features["text"].isna().sum() + len(whole.rows) - n
+    assert (whole.features["text"].iloc[:n].notna()).any()
+
+
+@pytest.mark.slow
+def test_trees_of_a_fit_are_those_of_its_training_table(sample_split):
+    """The stage that is kept on disk gives what the visible steps give; other labels give others."""
+    model = rolling(sample_split).fit(sample_split.train)
+    by_hand = rolling(sample_split)
+    by_hand.label_baskets = None
+    by_hand.fit(sample_split.train)
+    by_hand.fit_ranker(by_hand.training_table(sample_split.train, sample_split.validation))
+    assert by_hand.trees.booster.model_to_string() == model.trees.booster.model_to_string()
+    fitted = rolling(sample_split)  # members fitted before they are passed in
+    fitted = ranker.HybridRanker(
+        {name: member.unfitted().fit(sample_split.train) for name, member in fitted.members.items()},
+        *(fitted.groups, None, sample_split.validation, fitted.settings),
+    ).fit(sample_split.train)
+    assert fitted.trees.booster.model_to_string() == model.trees.booster.model_to_string()
+    other = rolling(sample_split, empty_weight=1.0).fit(sample_split.train)
+    assert other.trees.booster.model_to_string() != model.trees.booster.model_to_string()
+
+
+def test_the_strongest_part_of_a_basket(make, sample_split):
+    """Where a model compares pairs, the largest contribution; elsewhere it says that it has none."""
+    model, basket = make().fit(sample_split.train), np.array([0, 4, 7])
+    if not model.pairwise:
+        with pytest.raises(NotImplementedError):
+            model.strongest(basket)
+        return
+    parts = [model.contributions(models.one_query(basket, -1, None, 30), item).max() for item in range(30)]
+    np.testing.assert_allclose(model.strongest(basket), np.maximum(parts, min(0, *parts)), rtol=1e-6)
+    assert not model.strongest(basket[:0]).any() and model.strongest(basket[:0]).shape == (30,)
 
 
 def test_a_ranker_without_trees_or_groups_says_what_to_do(sample_split):

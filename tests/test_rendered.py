@@ -1,5 +1,6 @@
 """The rendered book in headless Chromium, opened from its folder: no network, no error, formulas and search work."""
 
+import functools
 import json
 import re
 import subprocess
@@ -17,7 +18,8 @@ FLAGS = [
     *("--disable-background-networking", "--disable-component-update", "--enable-logging=stderr"),
     *("--host-resolver-rules=MAP * 127.0.0.1:9", "--virtual-time-budget=20000", "--dump-dom"),
 ]
-PAGES = ["intro.html", *(f"notebooks/{s}.html" for s in STEMS), "glossary.html", "references.html", "executed.html"]
+PAGES = ["intro.html", *(f"notebooks/{s}.html" for s in STEMS), "mine_it_yourself.html"]
+PAGES += ["glossary.html", "references.html", "executed.html"]
 
 
 def requests_of_the_page(log):
@@ -38,11 +40,12 @@ def requests_of_the_page(log):
 
 @pytest.fixture(scope="module")
 def see(chromium, tmp_path_factory):
-    """Open a page; return its document after scripts ran, and what went wrong: console errors, network requests."""
+    """Open a page, once; return its document after scripts ran, and what went wrong: console errors, requests."""
     if not (HTML / "index.html").exists():
         missing("The book was not rendered; make html does that.", "browser")
     folder = tmp_path_factory.mktemp("chromium")
 
+    @functools.cache
     def open_page(page):
         log = folder / "net.json"
         log.unlink(missing_ok=True)

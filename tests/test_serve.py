@@ -325,6 +325,7 @@ def test_substitutes_are_alike_and_not_bought_together():
 # ---------------------------------------------------------------------------------------------- smaller encoders
 
 
+@pytest.mark.slow
 def test_the_exported_encoder_agrees_with_torch(encoder, tmp_path):
     texts = ["grocery, pasta sauce, 48 oz", "", "tea", "a much longer line about organic bread and butter " * 3]
     torch_encoder = text.load_encoder()
@@ -498,9 +499,9 @@ def test_recommend(client, small, sample_split):
     assert [o["item"] for o in found] == [small.item_ids[i] for i in wanted]
     assert [o["score"] for o in found] == pytest.approx(scores, abs=1e-3)
     assert all(o["price"] in (None, 2.5) and o["name"] and o["department"] for o in found)
-    stranger = client.post("/recommend", json={"basket": asked["basket"], "household": "nobody we know", "k": 3}).json()
+    unknown = client.post("/recommend", json={"basket": asked["basket"], "household": "nobody we know", "k": 3}).json()
     wanted = small.ranker.recommend_one(columns, ANONYMOUS, None, 3)[0]
-    assert [o["item"] for o in stranger["items"]] == [small.item_ids[i] for i in wanted]
+    assert [o["item"] for o in unknown["items"]] == [small.item_ids[i] for i in wanted]
     twice = client.post("/recommend", json={"basket": asked["basket"] * 2, "k": 3}).json()
     assert twice["items"] == client.post("/recommend", json={"basket": asked["basket"], "k": 3}).json()["items"]
 

@@ -45,7 +45,8 @@ ENCODED = {"02_bert_fine_tuning": "zero_shot"}
 WORDS = {"02_bert_fine_tuning": "^text", "03_product_graph": "text_cosine"}
 TRAINED = {
     "03_product_graph": "graph|gcn|gat|all_three",
-    "05_recommendation_and_bundles": "hybrid|set_transformer|feature_factors|als",
+    "05_recommendation": "hybrid|set_transformer|feature_factors|als",
+    "05b_bundles": "hybrid",
     "06_explanation": "",
     "07_deployment": "",
 }

@@ -1,6 +1,7 @@
 """How much of a score is owed to each part, exactly or by leaving it out (chapter 06)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,6 @@ from scipy import sparse
 
 from recutils.data.schema import Baskets
 from recutils.models.base import Recommender
-from recutils.ranker.ranker import HybridRanker
 
 ValueFunction = Callable[[np.ndarray], np.ndarray]  # masks of the parts kept, (n_sets, n_parts) bool -> (n_sets,)
 
@@ -58,7 +58,7 @@ def basket_contributions(model: Recommender, basket: Baskets, item: int) -> np.n
 
 
 FEATURE_GROUPS = {
-    "habits": ("share", "recency", "lately", "own_baskets", "their_", "baskets"),
+    "habits": ("share", "recency", "lately", "own_baskets", "their_", "baskets", "bought_"),
     "the open basket": ("ease", "item_knn", "same_", "size"),
     "rules": ("rules",),
     "words": ("text",),
@@ -68,7 +68,7 @@ FEATURE_GROUPS = {
 
 def feature_group(name: str) -> str:
     """The source of evidence that a feature of a `HybridRanker` belongs to; `context` for all others."""
-    stem = name.removesuffix("_z")
+    stem = name.removesuffix("_z").removesuffix("_max")
     found = [
         group
         for group, stems in FEATURE_GROUPS.items()
@@ -78,11 +78,10 @@ def feature_group(name: str) -> str:
     return found[0] if found else "context"
 
 
-def tree_shap(model: HybridRanker, features: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
-    """TreeSHAP of candidates: values shaped like their `features`, and the base; their sum is the score.
+def tree_shap(model: Any, features: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
+    """TreeSHAP of a ranker's candidates: values shaped like their `features`, and the base; their sum is the score.
 
-    Exact for the trees, with what the trees saw in training as background. Source: Lundberg et al. (2020), as
-    built into LightGBM.
+    Exact, with what the trees saw in training as background. Source: Lundberg et al. (2020), as built into LightGBM.
     """
     values = np.asarray(model.trees.booster.predict(features.to_numpy(), pred_contrib=True))
     return pd.DataFrame(values[:, :-1], columns=features.columns), values[:, -1]

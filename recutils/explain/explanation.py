@@ -18,7 +18,6 @@ from recutils.explain.attribution import (
 )
 from recutils.explain.text import sentence_template
 from recutils.models.base import Recommender
-from recutils.ranker.ranker import HybridRanker
 
 MOST_ITEMS = 16  # of a larger basket, so many items are left out one by one
 
@@ -110,8 +109,7 @@ def explain(model: Recommender, basket: Baskets, item: int, context: Explanation
     the model does not score.
     """
     item = _checked(basket, int(item), context)
-    parts_of = _ranker_breakdown if isinstance(model, HybridRanker) else _score_breakdown
-    parts = parts_of(model, basket, item)
+    parts = _breakdown(model, basket, item)
     parts.scores[:, basket.matrix.indices] = -np.inf  # what is in the basket is not offered
     rank = int((parts.scores[0] > parts.scores[0, item]).sum()) + 1 if parts.is_candidate else None
     household = int(basket.households[0])
@@ -162,35 +160,31 @@ def _counterfactual(parts: _Breakdown, item: int, names: Sequence[str]) -> tuple
     return None if margin[best] == -np.inf else (names[parts.left_out[best]], names[offers[best]])
 
 
-def _ranker_breakdown(model: Any, basket: Baskets, item: int) -> _Breakdown:
-    chosen = np.arange(basket.matrix.nnz)
-    if len(chosen) > MOST_ITEMS:
-        ease = model.members.get("ease")
-        weight = np.ones(len(chosen)) if ease is None else basket_contributions(ease, basket, item)
-        chosen = np.sort(np.argsort(-np.abs(weight), kind="stable")[:MOST_ITEMS])
-    mask = leave_one_out_masks(basket.matrix.nnz, chosen)
-    table = model.table(perturb_basket(basket, mask), force_include=item)
-    scores = np.full((len(mask), basket.matrix.shape[1]), -np.inf)
-    scores[table.rows, table.columns] = model.score_candidates(table)
-    own = np.flatnonzero((table.rows == 0) & (table.columns == item))
-    values, bases = tree_shap(model, table.features.iloc[own][model.trees.columns])
-    sums = values.iloc[0].groupby([feature_group(c) for c in values]).sum().sort_values(ascending=False)
-    evidence = {str(n): float(v) for n, v in sums.items()}
-    added = scores[0, item] - scores[1:, item]
-    is_candidate = bool(table.retrieved_by[own].any())
-    return _Breakdown(scores, basket.matrix.indices[chosen], added, float(bases[0]), evidence, is_candidate)
-
-
-def _score_breakdown(model: Recommender, basket: Baskets, item: int) -> _Breakdown:
-    scores = model.score(perturb_basket(basket, leave_one_out_masks(basket.matrix.nnz))).copy()
-    own = scores[:, item].astype(float)
+def _breakdown(model: Recommender, basket: Baskets, item: int) -> _Breakdown:
+    chosen, exact = _left_out(model, basket, item), model.contributions(basket, item)
+    found = model.score_with_item(perturb_basket(basket, leave_one_out_masks(basket.matrix.nnz, chosen)), item)
+    own = found.scores[:, item].astype(float)
     if np.isneginf(own[0]):
         raise ValueError(f"{type(model).__name__} gives item {item} no score for this basket.")
-    exact = model.contributions(basket, item)
-    if exact is not None:
-        return _Breakdown(scores, basket.matrix.indices, exact, float(own[0] - exact.sum()), {}, True)
-    own[np.isneginf(own)] = 0  # as in `basket_value_function`: no score, not offered
-    return _Breakdown(scores, basket.matrix.indices, own[0] - own[1:], 0.0, {}, True)
+    if exact is None:
+        own[np.isneginf(own)] = 0  # as in `basket_value_function`: no score, not offered
+    base, added = (0.0, own[0] - own[1:]) if exact is None else (float(own[0] - exact.sum()), exact)
+    evidence = {}
+    if found.features is not None:
+        values, bases = tree_shap(model, found.features)
+        sums = values.iloc[0].groupby([feature_group(c) for c in values]).sum().sort_values(ascending=False)
+        base, evidence = float(bases[0]), {str(n): float(v) for n, v in sums.items()}
+    return _Breakdown(found.scores, basket.matrix.indices[chosen], added, base, evidence, found.is_candidate)
+
+
+def _left_out(model: Recommender, basket: Baskets, item: int) -> np.ndarray:
+    """Which items of the basket are left out one by one, as places in it: all, but for a model of many members."""
+    every = np.arange(basket.matrix.nnz)
+    if not model.members or len(every) <= MOST_ITEMS:
+        return every
+    ease = model.members.get("ease")
+    weight = np.ones(len(every)) if ease is None else basket_contributions(ease, basket, item)
+    return np.sort(np.argsort(-np.abs(weight), kind="stable")[:MOST_ITEMS])
 
 
 def _fired_rules(model: Recommender, basket: Baskets, item: int, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -3,6 +3,9 @@
 import copy
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -76,6 +79,15 @@ def row_of(matrix: sparse.csr_matrix, row: int) -> tuple[np.ndarray, np.ndarray]
 NOTHING: OneScore = (np.zeros(0, np.int64), np.zeros(0, np.float32))
 
 
+@dataclass(frozen=True)
+class ItemScores:
+    """What `Recommender.score_with_item` finds."""
+
+    scores: np.ndarray  # (n_queries, n_items), -inf for what is not offered
+    is_candidate: bool = True  # would the model consider the item for the first query
+    features: pd.DataFrame | None = None  # what its trees see of the item there, one row; None without trees
+
+
 class Recommender(ABC):
     """The contract of every model: `fit(train) -> self`, `score(queries) -> (n_queries, n_items)`.
 
@@ -87,7 +99,9 @@ class Recommender(ABC):
 
     n_items: int | None = None
     n_households: int = 0
+    members: Mapping[str, "Recommender"] = MappingProxyType({})  # those that it asks, by name
     personal: ClassVar[bool] = False  # does `refresh` count it anew
+    pairwise: ClassVar[bool] = False  # does `strongest` say anything
     saved_as: ClassVar[str | None] = None  # the class that `state` is for, where it is not the model's own
 
     def fit(self, train: Baskets) -> Self:
@@ -132,6 +146,10 @@ class Recommender(ABC):
         score = self.score(queries)[np.arange(len(queries)), items].astype(float)
         return np.where(np.isneginf(score), 0.0, score)
 
+    def score_with_item(self, queries: Baskets, item: int) -> ItemScores:
+        """The scores of queries in which `item` is looked at whether it is a candidate or not."""
+        return ItemScores(self.score(queries).copy())
+
     def contributions(self, basket: Baskets, item: int) -> np.ndarray | None:
         """What each item of one open basket adds to the score of `item`, (n_items_of_it,), in order of its columns.
 
@@ -139,6 +157,17 @@ class Recommender(ABC):
         bias, the past) is not among the parts.
         """
         return None
+
+    def strongest(self, basket: np.ndarray) -> np.ndarray:
+        """The largest part that one item of the basket (columns) adds to each score, (n_items,); 0 for an empty one.
+
+        For models whose score is a sum over the basket's items and that say so by `pairwise`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no pairs of items to compare.")
+
+    def unfitted(self) -> Self:
+        """A new model with the same arguments."""
+        return type(self)(**self.get_params())
 
     def fired_rules(self, basket: np.ndarray, item: int) -> pd.DataFrame | None:
         """The association rules by which the model offers `item`, the strongest first; None where it has no rules."""

@@ -19,6 +19,8 @@ class EASE(Recommender):
     is singular. Source: Steck (2019); derived in chapter 05.
     """
 
+    pairwise = True
+
     def __init__(self, regularisation: float = 500.0) -> None:
         self.regularisation = regularisation
 
@@ -49,6 +51,10 @@ class EASE(Recommender):
     def score_one(self, basket: np.ndarray, household: int = ANONYMOUS, timestamp: Any = None) -> OneScore:
         """See `Recommender.score_one`."""
         return None, self.weights[basket].sum(axis=0)
+
+    def strongest(self, basket: np.ndarray) -> np.ndarray:
+        """See `Recommender.strongest`."""
+        return self.weights[basket].max(axis=0) if len(basket) else np.zeros(len(self.weights), np.float32)
 
     def contributions(self, basket: Baskets, item: int) -> np.ndarray:
         """B_ji for each item j of the basket."""

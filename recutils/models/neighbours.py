@@ -69,6 +69,8 @@ class ItemKNN(Recommender):
     `neighbours` most similar ones count (None: all). Source: Sarwar et al. (2001).
     """
 
+    pairwise = True
+
     def __init__(self, neighbours: int | None = 200) -> None:
         self.neighbours = neighbours
 
@@ -95,6 +97,14 @@ class ItemKNN(Recommender):
             total[columns] += values
         columns = np.flatnonzero(total)
         return columns, total[columns]
+
+    def strongest(self, basket: np.ndarray) -> np.ndarray:
+        """See `Recommender.strongest`."""
+        best = np.zeros(self.similarity.shape[1], np.float32)
+        for item in basket:
+            columns, values = row_of(self.similarity, item)
+            best[columns] = np.maximum(best[columns], values)
+        return best
 
     def contributions(self, basket: Baskets, item: int) -> np.ndarray:
         """cos(i, j) for each item j of the basket."""

@@ -40,6 +40,7 @@ class RuleRecommender(Recommender):
         # Weakest first, so that among the rules for one item the strongest is written last.
         self.rules = rules.sort_values(self.measure, kind="stable", ignore_index=True)
         self.left = antecedent_matrix(self.rules, matrix.shape[1])
+        self.left_sizes = np.bincount(self.left.indices, minlength=self.left.shape[1])
         self.right = np.array([next(iter(c)) for c in self.rules["consequents"]], dtype=int)
         self.weights = self.rules[self.measure].to_numpy(dtype=np.float32)
 
@@ -70,7 +71,7 @@ class RuleRecommender(Recommender):
         left, n_rules = self.left, self.left.shape[1]
         met = [left.indices[left.indptr[i] : left.indptr[i + 1]] for i in basket]
         held = np.bincount(np.concatenate(met), minlength=n_rules) if met else np.zeros(n_rules, int)
-        return np.flatnonzero((held > 0) & (held == np.bincount(left.indices, minlength=n_rules)))
+        return np.flatnonzero((held > 0) & (held == self.left_sizes))
 
     def state(self) -> dict[str, Any]:
         """See `Recommender.state`; of the rules' table what explanations show."""

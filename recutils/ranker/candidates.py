@@ -1,8 +1,8 @@
 """Candidates: what the members of a ranker retrieve for a query, and the queries it learns from (chapter 05)."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,15 @@ from recutils.models.base import Recommender
 from recutils.settings import SEED
 
 
+class Query(NamedTuple):
+    """One open basket: its item columns, ascending; a household's row or `ANONYMOUS`; a datetime or None; its slot."""
+
+    basket: np.ndarray
+    household: int
+    timestamp: Any
+    slot: int
+
+
 @dataclass
 class MemberScores:
     """What all members say about one query, and which items they retrieve.
@@ -21,30 +30,33 @@ class MemberScores:
     - `mean`, `scale` (n_members,) float32: mean of a member's finite scores, 1 / their standard deviation (0 where
       there are none)
     - `retrieved` (n_members, n_items) bool
+    - `strongest` (n_pairwise, n_items) float32: of each member that is a sum over the basket's items, the largest part
     """
 
     values: np.ndarray
     mean: np.ndarray
     scale: np.ndarray
     retrieved: np.ndarray
+    strongest: np.ndarray
 
 
 def member_scores(
-    members: Iterable[Recommender], n_candidates: Sequence[int], n_items: int, query: tuple[np.ndarray, int, Any]
+    members: Collection[Recommender], n_candidates: Sequence[int], n_items: int, query: Query
 ) -> MemberScores:
-    """Ask each member about one query (basket, household, timestamp); it retrieves its `n_candidates` best items.
+    """Ask each member about one query; it retrieves its `n_candidates` best items.
 
     Ties at the end of a member's list go by column, so that the list does not depend on the processor.
     """
-    n, basket = len(n_candidates), query[0]
+    n, basket = len(n_candidates), query.basket
     found = MemberScores(
         np.full((n, n_items), -np.inf, np.float32),
         np.zeros(n, np.float32),
         np.zeros(n, np.float32),
         np.zeros((n, n_items), bool),
+        np.array([m.strongest(basket) for m in members if m.pairwise], np.float32).reshape(-1, n_items),
     )
     for row, (member, count) in enumerate(zip(members, n_candidates, strict=True)):
-        columns, scores = member.score_one(*query)
+        columns, scores = member.score_one(*query[:3])
         values = found.values[row]
         if columns is None:
             values[:] = scores
@@ -98,10 +110,30 @@ class Candidates:
     retrieved_by: np.ndarray
     members: list[str]
 
+    @classmethod
+    def concatenate(cls, parts: list["Candidates"]) -> "Candidates":
+        """Tables with the same columns, one below the other, their queries numbered on; `parts` is emptied."""
+        first = parts[0]
+        n_queries = np.cumsum([0, *(int(part.rows.max(initial=-1)) + 1 for part in parts[:-1])])
+        rows, columns, labels, retrieved = (
+            np.concatenate(column)
+            for column in zip(
+                *((p.rows + n, p.columns, p.labels, p.retrieved_by) for n, p in zip(n_queries, parts, strict=True)),
+                strict=True,
+            )
+        )
+        features, end = np.empty((len(rows), first.features.shape[1]), np.float32), 0
+        while parts:  # each gives up its features on the way, so that no row lies in memory twice for long
+            part = parts.pop(0).features
+            features[end : end + len(part)] = part.to_numpy()
+            end += len(part)
+        table = pd.DataFrame(features, columns=first.features.columns)
+        return cls(rows, columns, table, labels, retrieved, first.members)
+
     def without(self, members: Collection[str], columns: Collection[str] = ()) -> "Candidates":
-        """As if these members were not there: their two columns and what only they retrieved; and other columns."""
+        """As if these members were not there: their own columns and what only they retrieved; and other columns."""
         place = [i for i, name in enumerate(self.members) if name not in members]
-        gone = [f"{name}{end}" for name in members for end in ("", "_z")]
+        gone = [f"{name}{end}" for name in members for end in ("", "_z", "_max")]
         keep = self.retrieved_by[:, place].any(axis=1)
         features = self.features.loc[keep, ~self.features.columns.isin([*gone, *columns])]
         rest = [name for name in self.members if name not in members]

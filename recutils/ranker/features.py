@@ -1,5 +1,7 @@
 """What the trees of the ranker see of a candidate: one builder for a batch and for a single basket (chapter 05)."""
 
+from collections.abc import Mapping
+from datetime import UTC
 from typing import Any, Self
 
 import numpy as np
@@ -7,15 +9,19 @@ import pandas as pd
 from scipy import sparse
 
 from recutils.data.schema import Baskets
-from recutils.models.base import age_in_days, purchases, row_of
-from recutils.ranker.candidates import MemberScores
+from recutils.models.base import Recommender, age_in_days, purchases, row_of
+from recutils.ranker.candidates import MemberScores, Query
+from recutils.ranker.history import HISTORY_COLUMNS, history_rows, purchase_history
+
+_DERIVED = ("item_table", "n_codes", "history_codes")  # made from the rest by `_prepare`
 
 
 class FeatureBuilder:
     """Columns for candidates of a query; `columns` names them, in the order in which `build_features` writes them.
 
     - two a member: its score (nan: it has nothing to say), and the score standardised over all items that it has
-      scored for the query
+      scored for the query; a third, `..._max`, of members that are sums over the basket's items (`pairwise`): the
+      largest part
     - of the item: `popularity` (log of 1 + training baskets), `trend` (log of the share of the last 28 days over
       that of all), `repeat` (share of its buyers who bought it twice), `usual_size` (mean items of its baskets), and
       the columns of the table `item_columns` (n_items rows)
@@ -23,6 +29,8 @@ class FeatureBuilder:
     - for each column of the table `groups` (n_items rows): `same_...`, how many of the basket's items share the
       candidate's, and `their_...`, how many of an average basket of the household
     - `baskets`, `their_size`: how many the household paid for, and their mean size; 0 for an unknown one
+    - `bought_...`, and `bought_<group>_...` for the last column of `groups`, the finest: what the household's purchases
+      of the item, and of its group, say of the next (`history.HISTORY_COLUMNS`)
 
     A group called `size` is named `item_size`, since `their_size` is taken. Raises ValueError where two features
     would have one name.
@@ -30,7 +38,12 @@ class FeatureBuilder:
     Fitted by `fit_item_features` and `fit_household_features`, so that the second can be counted anew alone.
     """
 
-    def __init__(self, members: list[str], groups: pd.DataFrame, item_columns: pd.DataFrame | None = None) -> None:
+    def __init__(
+        self,
+        members: Mapping[str, Recommender],
+        groups: pd.DataFrame,
+        item_columns: pd.DataFrame | None = None,
+    ) -> None:
         names = ["item_size" if c == "size" else str(c) for c in groups]
         codes = (pd.factorize(values, use_na_sentinel=False)[0] for _, values in groups.items())
         self.group_codes: dict[str, np.ndarray] = dict(zip(names, codes, strict=True))  # (n_items,) each
@@ -40,6 +53,11 @@ class FeatureBuilder:
         self.columns = [f"{name}{end}" for name in members for end in ("", "_z")]
         self.columns += ["popularity", "trend", "repeat", "usual_size", *(c for c, _ in extra), "slot", "size"]
         self.columns += [*(f"same_{c}" for c in names), "baskets", "their_size", *(f"their_{c}" for c in names)]
+        self.columns += [f"{name}_max" for name, member in members.items() if member.pairwise]
+        self.history_codes = [None, *list(self.group_codes.values())[-1:]]  # None: of the items themselves
+        levels = ["bought", *(f"bought_{name}" for name in names[-1:])]
+        self.n_history = len(levels) * len(HISTORY_COLUMNS)
+        self.columns += [f"{level}_{c}" for level in levels for c in HISTORY_COLUMNS]
         if twice := {c for c in self.columns if self.columns.count(c) > 1}:
             twice_named = ", ".join(sorted(twice))
             raise ValueError(f"Two features are called {twice_named}; rename a member, a group or an item column.")
@@ -87,53 +105,70 @@ class FeatureBuilder:
             "baskets": n,
             "their_size": np.asarray(per_basket.sum(axis=1)).ravel(),
         }
+        every = np.arange(train.matrix.shape[1])
+        self.histories = [purchase_history(train, every if code is None else code) for code in self.history_codes]
+        last = pd.DatetimeIndex(train.timestamps).max()
+        self.end = 0.0 if last is pd.NaT else last.timestamp()  # seconds since 1970
         for name, code in self.group_codes.items():
             one_hot = sparse.csr_matrix((np.ones(len(code), np.float32), (np.arange(len(code)), code)))
             self.household_features[f"their_{name}"] = sparse.csr_matrix(per_basket @ one_hot)
         return self
 
-    def build_features(
-        self, scores: MemberScores, items: np.ndarray, basket: np.ndarray, household: int, slot: int
-    ) -> np.ndarray:
-        """The `columns` of `items` (n_candidates,) as candidates of one query: (n_candidates, n_columns) float32.
-
-        `slot` comes from `time_slot` or `slot_of`.
-        """
-        table = np.zeros((len(items), len(self.columns)), np.float32)
+    def build_features(self, scores: MemberScores, items: np.ndarray, query: Query) -> np.ndarray:
+        """The `columns` of `items` (n_candidates,) as candidates of one query: (n_candidates, n_columns) float32."""
         values = scores.values[:, items].T  # (n_candidates, n_members)
         values[np.isneginf(values)] = np.nan
-        n = 2 * values.shape[1]
+        n, m = 2 * values.shape[1], len(self.columns) - self.n_history - len(scores.strongest)
+        table = np.zeros((len(items), len(self.columns)), np.float32)
         table[:, 0:n:2] = values
         table[:, 1:n:2] = (values - scores.mean) * scores.scale
-        m = n + self.item_table.shape[1]
-        table[:, n:m] = self.item_table[items]
-        table[:, m] = self.slots[slot + 1, items]
-        table[:, m + 1] = len(basket)
+        self._describe_items(table[:, n:m], items, query)
+        table[:, m : len(self.columns) - self.n_history] = scores.strongest[:, items].T
+        later, width = self._days_later(query.timestamp), len(HISTORY_COLUMNS)
+        for place, (code, history) in enumerate(zip(self.history_codes, self.histories, strict=True)):
+            m = len(self.columns) - self.n_history + place * width
+            groups = items if code is None else code[items]
+            table[:, m : m + width] = history_rows(history, query.household, groups, later)
+        return table
+
+    def _describe_items(self, table: np.ndarray, items: np.ndarray, query: Query) -> None:
+        """Fill in what is known of the items, of the basket's groups and of the household's, from left to right."""
+        m = self.item_table.shape[1]
+        table[:, :m] = self.item_table[items]
+        table[:, m] = self.slots[query.slot + 1, items]
+        table[:, m + 1] = len(query.basket)
         groups = [code[items] for code in self.group_codes.values()]
-        for place, (code, group, size) in enumerate(
-            zip(self.group_codes.values(), groups, self.n_codes, strict=True), m + 2
-        ):
-            table[:, place] = np.bincount(code[basket], minlength=size)[group]
-        if 0 <= household < self.n_households:
+        of_groups = zip(self.group_codes.values(), groups, self.n_codes, strict=True)
+        for place, (code, group, size) in enumerate(of_groups, m + 2):
+            table[:, place] = np.bincount(code[query.basket], minlength=size)[group]
+        if 0 <= query.household < self.n_households:
             m += 2 + len(groups)
             counts, size, *theirs = self.household_features.values()
-            table[:, m], table[:, m + 1] = counts[household], size[household]
+            table[:, m], table[:, m + 1] = counts[query.household], size[query.household]
             for place, (of, group, n_codes) in enumerate(zip(theirs, groups, self.n_codes, strict=True), m + 2):
                 dense = np.zeros(n_codes, np.float32)
-                columns, shares = row_of(of, household)
+                columns, shares = row_of(of, query.household)
                 dense[columns] = shares
                 table[:, place] = dense[group]
-        return table
+
+    def _days_later(self, timestamp: Any) -> float:
+        """Days from the end of training to a query; 0 where its moment is unknown, or earlier."""
+        if timestamp is None:
+            return 0.0
+        return max((timestamp.replace(tzinfo=UTC).timestamp() - self.end) / 86_400, 0.0)
 
     def state(self) -> dict[str, Any]:
         """See `Recommender.state`."""
-        return {name: value for name, value in vars(self).items() if name not in ("item_table", "n_codes")}
+        return {
+            name: value for name, value in vars(self).items() if name not in ("item_table", "n_codes", "history_codes")
+        }
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
         """See `Recommender.from_state`."""
         builder = cls.__new__(cls)
         vars(builder).update(state)
+        builder.history_codes = [None, *list(builder.group_codes.values())[-1:]]
         builder._prepare()
         return builder
 

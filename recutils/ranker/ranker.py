@@ -10,13 +10,13 @@ import pandas as pd
 from scipy import sparse
 
 from recutils.data.schema import Baskets
-from recutils.models.base import ANONYMOUS, OneScore, Recommender, top_k
+from recutils.models.base import ANONYMOUS, NOTHING, ItemScores, OneScore, Recommender, age_in_days, top_k
 from recutils.models.embeddings import EmbeddingRecommender
 from recutils.models.habits import HouseholdRecency, HouseholdSessionKNN
 from recutils.models.linear import EASE
 from recutils.models.neighbours import ItemKNN
 from recutils.models.rules import RuleRecommender
-from recutils.ranker.candidates import Candidates, MemberScores, holdout_queries, member_scores
+from recutils.ranker.candidates import Candidates, MemberScores, Query, holdout_queries, member_scores
 from recutils.ranker.features import FeatureBuilder, slot_of, time_slot
 from recutils.settings import TRAINING_SEED, cached, n_threads, release_memory
 
@@ -31,14 +31,23 @@ class RankerSettings:
     - `fallback`: the member by whose order the items follow that no member retrieved
     - `n_holdouts`: how many items of a label basket are hidden in turn (and once all of them, so that the trees know
       empty baskets); `n_negatives`: about how many candidates that were not hidden the trees see of each query
-    - `n_trees`, `seed`: of the trees
+    - `empty_weight`: what a candidate of an empty basket weighs; it has many hidden items and would lead the learning
+    - `origins`: days before the end of training. At each the past is cut off, the members are fitted to what came
+      before, and `n_origin_baskets` of the baskets of days 7 to 35 after it are further label baskets
+    - `silent`: members that cannot be asked at an earlier origin, since what they hold was learned on later weeks
+    - `n_trees`, `learning_rate`, `seed`: of the trees
     """
 
     n_candidates: int | Mapping[str, int] = 50
     fallback: str = "text"
     n_holdouts: int = 4
     n_negatives: int = 40
+    empty_weight: float = 0.1
+    origins: tuple[int, ...] = ()
+    n_origin_baskets: int = 3000
+    silent: tuple[str, ...] = ()
     n_trees: int = 100
+    learning_rate: float = 0.12
     seed: int = TRAINING_SEED
 
     def count(self, member: str) -> int:
@@ -116,20 +125,50 @@ class HybridRanker(Recommender):
     def _fit(self, train: Baskets) -> None:
         if self.groups is None:
             raise ValueError("A loaded ranker scores and refreshes; to fit one, build it anew with its groups.")
+        if self.label_baskets is not None:  # before the members are fitted: so they do not lie in memory twice
+            codes = FeatureBuilder(self.members, self.groups, self.item_columns).group_codes
+            parts = {name: _described(member) for name, member in self.members.items()}
+            past, later = (
+                (b.matrix, b.households, b.timestamps.astype("datetime64[us]")) for b in (train, self.label_baskets)
+            )
+            columns, text = _trees_after(parts, codes, self.item_columns, asdict(self.settings), past, later)
         for name in self.to_fit:
             self.members[name].fit(train)
         release_memory()  # what fitting needed for a while
-        self.features = FeatureBuilder(list(self.members), self.groups, self.item_columns)
+        self.features = FeatureBuilder(self.members, self.groups, self.item_columns)
         self.features.fit_item_features(train).fit_household_features(train)
         if self.label_baskets is not None:
-            queries, labels = holdout_queries(self.label_baskets, self.settings.n_holdouts)
-            self.fit_ranker(self.table(queries, labels, self.settings.n_negatives))
+            self.use_trees(Trees.from_text(columns, text))
+
+    def training_table(self, train: Baskets, label_baskets: Baskets) -> Candidates:
+        """What the trees learn from: candidates of the label baskets, and of those after each earlier origin."""
+        return Candidates.concatenate([self._labelled(label_baskets), *self.origin_tables(train)])
+
+    def origin_tables(self, train: Baskets) -> list[Candidates]:
+        """Candidates of label baskets after each of the earlier `settings.origins`; the ranker need not be fitted."""
+        age, rng, parts = age_in_days(train), np.random.default_rng(self.settings.seed), []
+        for days in self.settings.origins:
+            later = np.flatnonzero((age < days - 7) & (age >= days - 35))
+            chosen = rng.permutation(later)[: self.settings.n_origin_baskets]
+            parts.append(self.at_origin(train[np.flatnonzero(age >= days)])._labelled(train[np.sort(chosen)]))
+            release_memory()
+        return parts
+
+    def _labelled(self, baskets: Baskets) -> Candidates:
+        queries, labels = holdout_queries(baskets, self.settings.n_holdouts)
+        return self.table(queries, labels, self.settings.n_negatives)
+
+    def at_origin(self, past: Baskets) -> Self:
+        """The same ranker, without trees, as it would have been after `past`; `silent` members say nothing."""
+        members = {
+            name: Silent() if name in self.settings.silent else member.unfitted()
+            for name, member in self.members.items()
+        }
+        return type(self)(members, self.groups, self.item_columns, settings=self.settings).fit(past)
 
     def fit_ranker(self, table: Candidates) -> Self:
-        """Grow the trees on a table of candidates; nothing else changes. What was grown is kept on disk."""
-        features, sizes = table.features.to_numpy(np.float32), np.bincount(table.rows)
-        text = _grow_trees(features, table.labels, sizes, self.settings.n_trees, self.settings.seed)
-        return self.use_trees(Trees.from_text(list(table.features), text))
+        """Grow the trees on a table of candidates (`training_table`); nothing else changes. They are kept on disk."""
+        return self.use_trees(_trees_of(table, self.settings))
 
     def use_trees(self, trees: Trees) -> Self:
         """Take over trees that were grown elsewhere. Raises ValueError where they read columns that are not here."""
@@ -175,7 +214,7 @@ class HybridRanker(Recommender):
         rng = np.random.default_rng(self.settings.seed)
         hidden = np.zeros(queries.matrix.shape[1], bool)
         parts: list[tuple[np.ndarray, ...]] = []
-        for row, (query, slot) in enumerate(_each(queries)):
+        for row, query in enumerate(_each(queries)):
             found, items = self._candidates(query, force_include)
             hidden[:] = False
             if labels is not None:
@@ -183,7 +222,7 @@ class HybridRanker(Recommender):
             if n_negatives is not None:
                 drawn = rng.random(len(hidden)) < n_negatives / max(len(items), 1)
                 items = items[drawn[items] | hidden[items]] if hidden[items].any() else items[:0]
-            features = self.features.build_features(found, items, *query[:2], slot)
+            features = self.features.build_features(found, items, query)
             parts.append((np.full(len(items), row), items, features, hidden[items], found.retrieved[:, items].T))
         return self._joined(parts)
 
@@ -199,12 +238,10 @@ class HybridRanker(Recommender):
         table = pd.DataFrame(features, columns=self.features.columns)
         return Candidates(rows, items, table, labels, retrieved, names)
 
-    def _candidates(
-        self, query: tuple[np.ndarray, int, Any], force_include: int | None = None
-    ) -> tuple[MemberScores, np.ndarray]:
+    def _candidates(self, query: Query, force_include: int | None = None) -> tuple[MemberScores, np.ndarray]:
         """What the members say of one query, and the candidates' columns, ascending."""
         counts = [self.settings.count(name) for name in self.members]
-        found = member_scores(self.members.values(), counts, self.n_items or 0, query)
+        found = member_scores(list(self.members.values()), counts, self.n_items or 0, query)
         found.retrieved &= self.features.sold  # of an item never sold only the fallback may speak
         retrieved: np.ndarray = np.logical_or.reduce(found.retrieved)
         if force_include is not None:
@@ -214,9 +251,9 @@ class HybridRanker(Recommender):
     def features_for_items(self, queries: Baskets, items: np.ndarray) -> pd.DataFrame:
         """What the trees see of one item a query, `items` (n_queries,), retrieved or not: a row a query."""
         rows = []
-        for item, (query, slot) in zip(np.asarray(items), _each(queries), strict=True):
+        for item, query in zip(np.asarray(items), _each(queries), strict=True):
             found, _ = self._candidates(query)
-            rows.append(self.features.build_features(found, np.array([item]), *query[:2], slot))
+            rows.append(self.features.build_features(found, np.array([item]), query))
         return pd.DataFrame(np.concatenate(rows), columns=self.features.columns)[self.trees.columns]
 
     # ------------------------------------------------------------------------------------------ scores
@@ -229,15 +266,23 @@ class HybridRanker(Recommender):
         """The score of one item a query as if it had been retrieved, so that it does not jump where it was not."""
         return self.trees.predict(self.features_for_items(queries, items))
 
+    def score_with_item(self, queries: Baskets, item: int) -> ItemScores:
+        """See `Recommender.score_with_item`: the candidates only."""
+        table = self.table(queries, force_include=item)
+        scores = np.full(queries.matrix.shape, -np.inf)
+        scores[table.rows, table.columns] = self.score_candidates(table)
+        own = np.flatnonzero((table.rows == 0) & (table.columns == item))
+        return ItemScores(scores, bool(table.retrieved_by[own].any()), table.features.iloc[own][self.trees.columns])
+
     def _score(self, queries: Baskets) -> np.ndarray:
         scores = np.empty(queries.matrix.shape, dtype=np.float32)
         fallback = list(self.members).index(self.settings.fallback)
         for start in range(0, len(queries), BATCH):
             items, features = [], []
-            for row, (query, slot) in enumerate(_each(queries[start : start + BATCH]), start):
+            for row, query in enumerate(_each(queries[start : start + BATCH]), start):
                 found, columns = self._candidates(query)
                 items.append(columns)
-                features.append(self._tree_features(found, columns, query, slot))
+                features.append(self._tree_features(found, columns, query))
                 scores[row] = found.values[fallback]
             ends = np.cumsum([len(columns) for columns in items])
             found_scores = self._predict(np.concatenate(features))
@@ -273,16 +318,14 @@ class HybridRanker(Recommender):
 
     def _rank_one(self, basket: Any, household: int, timestamp: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Candidates of one query, their scores, and the fallback's scores of all items (n_items,)."""
-        query = (np.unique(np.asarray(basket, dtype=np.int64)), household, timestamp)
+        query = Query(np.unique(np.asarray(basket, dtype=np.int64)), household, timestamp, slot_of(timestamp))
         found, items = self._candidates(query)
-        scores = self._predict(self._tree_features(found, items, query, slot_of(timestamp)), num_threads=1)
+        scores = self._predict(self._tree_features(found, items, query), num_threads=1)
         return items, scores, found.values[list(self.members).index(self.settings.fallback)]
 
-    def _tree_features(
-        self, found: MemberScores, items: np.ndarray, query: tuple[np.ndarray, int, Any], slot: int
-    ) -> np.ndarray:
+    def _tree_features(self, found: MemberScores, items: np.ndarray, query: Query) -> np.ndarray:
         """The columns that the trees read, in their order."""
-        features = self.features.build_features(found, items, *query[:2], slot)
+        features = self.features.build_features(found, items, query)
         return features if self.trees.columns == self.features.columns else features[:, self.tree_columns]
 
     def _predict(self, features: np.ndarray, **how: int) -> np.ndarray:
@@ -319,13 +362,13 @@ class HybridRanker(Recommender):
         return ranker.use_trees(Trees.from_text(state["trees"]["columns"], state["trees"]["model"]))
 
 
-def _each(queries: Baskets) -> Iterator[tuple[tuple[np.ndarray, int, Any], int]]:
-    """Each query as (basket, household, timestamp), and its time slot."""
+def _each(queries: Baskets) -> Iterator[Query]:
+    """The queries one by one."""
     matrix, slots = queries.matrix, time_slot(queries.timestamps).tolist()
     moments = pd.DatetimeIndex(queries.timestamps)
     for row, (household, moment, slot) in enumerate(zip(queries.households.tolist(), moments, slots, strict=True)):
         basket = np.sort(matrix.indices[matrix.indptr[row] : matrix.indptr[row + 1]])
-        yield (basket, household, None if moment is pd.NaT else moment), slot
+        yield Query(basket, household, None if moment is pd.NaT else moment, slot)
 
 
 def _nothing(n_columns: int, n_members: int) -> tuple[np.ndarray, ...]:
@@ -374,6 +417,15 @@ SHOP_CANDIDATES = {
     "lately": 20,
     "own_baskets": 40,
 }
+SHOP_SETTINGS = RankerSettings(
+    SHOP_CANDIDATES,
+    n_negatives=30,
+    origins=(35, 70, 112),
+    n_origin_baskets=5000,
+    silent=("text", "graph"),
+    n_trees=300,
+    learning_rate=0.06,
+)
 
 
 def shop_ranker(
@@ -381,21 +433,58 @@ def shop_ranker(
     prices: np.ndarray,
     members: Mapping[str, Recommender],
     label_baskets: Baskets | None = None,
+    settings: RankerSettings = SHOP_SETTINGS,
 ) -> HybridRanker:
     """The book's ranker, not yet fitted: `shop_members`, how many each retrieves, an item's groups and price."""
     groups, item_columns = items[["department", "category", "type"]], pd.DataFrame({"price": prices})
-    return HybridRanker(members, groups, item_columns, label_baskets, RankerSettings(SHOP_CANDIDATES))
+    return HybridRanker(members, groups, item_columns, label_baskets, settings)
+
+
+def _described(member: Recommender) -> tuple[type[Recommender], bool, dict[str, Any]]:
+    """A member as what it does depends on: its class, whether it is fitted, and its state or else its arguments."""
+    fitted = member.n_items is not None
+    return type(member), fitted, member.state() if fitted else member.get_params()
 
 
 @cached(libraries=("lightgbm",))
-def _grow_trees(features: np.ndarray, labels: np.ndarray, sizes: np.ndarray, n_trees: int, seed: int) -> str:
+def _trees_after(
+    members: dict[str, tuple[type[Recommender], bool, dict[str, Any]]],
+    group_codes: dict[str, np.ndarray],
+    item_columns: pd.DataFrame | None,
+    settings: dict[str, Any],
+    past: tuple[sparse.csr_matrix, np.ndarray, np.ndarray],
+    later: tuple[sparse.csr_matrix, np.ndarray, np.ndarray],
+) -> tuple[list[str], str]:
+    """Columns and text of the trees that a ranker of these members grows, kept on disk: its tables take a minute."""
+    made = {name: kind.from_state(how) if fitted else kind(**how) for name, (kind, fitted, how) in members.items()}
+    ranker = HybridRanker(made, pd.DataFrame(group_codes), item_columns, settings=RankerSettings(**settings))
+    train, labels = Baskets(*past), Baskets(*later)
+    parts = ranker.origin_tables(train)  # before the members lie in memory
+    parts.insert(0, ranker.fit(train)._labelled(labels))
+    del ranker, made
+    release_memory()
+    trees = _trees_of(Candidates.concatenate(parts), RankerSettings(**settings))
+    return trees.columns, trees.booster.model_to_string()
+
+
+def _trees_of(table: Candidates, settings: RankerSettings) -> Trees:
+    """LambdaMART on a table of candidates; what was grown is kept on disk."""
+    features, sizes = table.features.to_numpy(np.float32), np.bincount(table.rows)
+    empty = table.features["size"] == 0 if "size" in table.features else np.zeros(len(features), bool)
+    weights = np.where(empty, settings.empty_weight, 1).astype(np.float32)
+    how = {"n_estimators": settings.n_trees, "learning_rate": settings.learning_rate, "random_state": settings.seed}
+    return Trees.from_text(list(table.features), _grow_trees(features, table.labels, sizes, weights, how))
+
+
+@cached(libraries=("lightgbm",))
+def _grow_trees(
+    features: np.ndarray, labels: np.ndarray, sizes: np.ndarray, weights: np.ndarray, how: dict[str, Any]
+) -> str:
     import lightgbm
 
     ranker = lightgbm.LGBMRanker(
         objective="lambdarank",
         lambdarank_truncation_level=10,
-        n_estimators=n_trees,
-        learning_rate=0.12,
         num_leaves=31,
         min_child_samples=50,
         subsample=0.8,
@@ -404,10 +493,24 @@ def _grow_trees(features: np.ndarray, labels: np.ndarray, sizes: np.ndarray, n_t
         reg_lambda=5,
         max_bin=127,
         n_jobs=n_threads(),
-        random_state=seed,
         deterministic=True,
         force_row_wise=True,
         verbose=-1,
+        **how,
     )
-    ranker.fit(features, labels.astype(np.int8), group=sizes[sizes > 0])
+    ranker.fit(features, labels.astype(np.int8), group=sizes[sizes > 0], sample_weight=weights)
     return ranker.booster_.model_to_string()
+
+
+class Silent(Recommender):
+    """A member that says nothing: in the place of one that cannot be asked."""
+
+    def _fit(self, train: Baskets) -> None:
+        pass
+
+    def _score(self, queries: Baskets) -> np.ndarray:
+        return np.full(queries.matrix.shape, -np.inf, dtype=np.float32)
+
+    def score_one(self, basket: np.ndarray, household: int = ANONYMOUS, timestamp: Any = None) -> OneScore:
+        """See `Recommender.score_one`."""
+        return NOTHING

@@ -84,7 +84,7 @@ def main() -> None:
     vectors = np.random.default_rng(1).standard_normal((given.items, 64)).astype(np.float32)
     groups = pd.DataFrame({"department": np.arange(given.items) % 30, "type": np.arange(given.items) % 2000})
     report(f"{baskets.matrix.nnz:,} purchases made")
-    FeatureBuilder([], groups).fit_item_features(baskets).fit_household_features(baskets)
+    FeatureBuilder({}, groups).fit_item_features(baskets).fit_household_features(baskets)
     report("item and household features")
     members = {
         "text": models.EmbeddingRecommender(vectors),
