@@ -87,6 +87,7 @@ class PairRules(RuleRecommender):
         self.weights = rules["confidence"].to_numpy(dtype=np.float32)
         ones = np.ones(len(rules), np.float32)
         self.left = sparse.csr_matrix((ones, (left, np.arange(len(rules)))), (n, len(rules)))
+        self.left_sizes = np.ones(len(rules), int)
         self.table = sparse.csr_matrix((self.weights, (left, self.right)), (n, n))  # confidence of row -> column
 
     def _score(self, queries: Baskets) -> np.ndarray:
