@@ -7,7 +7,7 @@ LAB := $(patsubst notebooks/%.ipynb,%,$(wildcard notebooks/*.ipynb))
 COLAB := 01 02 04
 export RECUTILS_CACHE ?= $(CURDIR)/.cache
 
-.PHONY: book test check shake lab-check colab-check address lab serve notebooks screenshot long format html leaderboard bench clean
+.PHONY: book test check shake lab-check colab-check address lab serve report notebooks screenshot long format html leaderboard bench clean
 
 book: .venv/book
 	@RECUTILS_RESULTS=$(CURDIR)/_build/results $(BIN)/python tools/runner.py run _build/notebooks || [ $$? -eq 1 ]
@@ -41,6 +41,9 @@ lab: .venv/book
 serve: .venv/book
 	$(BIN)/python -m recutils.service
 
+report: .venv/book
+	$(BIN)/recutils report complete_journey --out _build/report.html
+
 notebooks: .venv/test
 	$(BIN)/python tools/runner.py format
 	RECUTILS_RESULTS=$(CURDIR)/data/results $(BIN)/python tools/runner.py commit
@@ -68,6 +71,7 @@ bench: .venv/bench
 	$(BIN)/python tests/benchmarks/search.py
 	$(BIN)/python tests/benchmarks/neighbour.py
 	$(BIN)/python tests/benchmarks/million.py
+	$(BIN)/python tests/benchmarks/lines.py
 
 clean:
 	rm -rf _build .cache .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -90,7 +90,8 @@ def identifiers(node: ast.AST) -> set[str]:
 
 
 def users(package: list[Module], pages: list[Path]) -> dict[Node, set[str]]:
-    """For each public name outside the service: the notebooks and pages that reach it, and "service" if that does.
+    """For each public name outside service and shop: the notebooks and pages that reach it, "service" and "shop" where
+    those do (the command line being the shop's).
 
     A name is reached where it stands, or where something reached uses it. Names are compared as written, so that two
     of the same name share their users.
@@ -107,15 +108,18 @@ def users(package: list[Module], pages: list[Path]) -> dict[Node, set[str]]:
     starts = {
         page.stem: set().union(*(of_name[w] for w in identifiers(ast.parse(code_of_page(page))))) for page in pages
     }
-    starts["service"] = {node for node in nodes if node[0].startswith("service")}
+    apart = {"service": ("service",), "shop": ("shop", "cli")}
+    for root, rooms in apart.items():
+        starts[root] = {node for node in nodes if node[0].split(".")[0] in rooms}
     for root, start in starts.items():
-        stack = [n for n in start if not n[1].startswith("_") or root == "service"]
+        stack = [n for n in start if not n[1].startswith("_") or root in apart]
         while stack:
             node = stack.pop()
             if root not in reached[node]:
                 reached[node].add(root)
                 stack += uses[node]
-    return {node: reached[node] for node in nodes if not node[1].startswith("_") and not node[0].startswith("service")}
+    outside = {node for node in nodes if node[0].split(".")[0] not in ("service", "shop", "cli")}
+    return {node: reached[node] for node in nodes if not node[1].startswith("_") and node in outside}
 
 
 def private_reads(module: Module) -> list[str]:

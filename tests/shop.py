@@ -59,6 +59,37 @@ def ask(address: str, key: str | None, body: object = None, data: bytes | None =
 
 
 @contextlib.contextmanager
+def commanded(folder: Path):
+    """`recutils serve` on a folder, in a process of its own: its address, what gives its first key, the process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "recutils.cli", "serve", str(folder), "--port", str(port)]
+    environment = {name: value for name, value in os.environ.items() if name != "RECUTILS_SECRET"}
+    with open(folder / "log.out", "ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    try:
+        yield (
+            f"http://127.0.0.1:{port}",
+            lambda: (folder / "log.out").read_text().split("#key=")[1].split()[0],
+            process,
+        )
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def wait_until_answering(address: str, process: subprocess.Popen, seconds: float = 60) -> int:
+    """Until /ready answers, whatever it says; its status."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and process.poll() is None:
+        with contextlib.suppress(OSError):
+            return ask(f"{address}/ready", None)[0]
+        time.sleep(0.1)
+    raise AssertionError("the service did not answer")
+
+
+@contextlib.contextmanager
 def running(folder: Path, rate: float = 1e6, wait: bool = True, secret: bytes | None = SECRET):
     """A service in a process of its own: its address, a key, and the process."""
     if secret is not None:

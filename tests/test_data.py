@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
 from sample import FOLDER, draw, write
 
 from recutils import data, settings
@@ -235,30 +234,6 @@ def test_number_and_text_ids_meet(tmp_path):
     numbers = transactions.assign(item_id=transactions["item_id"].str[1:].astype(int))
     shop = _shop(tmp_path, numbers, items.assign(item_id=[str(n) for n in range(30)]), "parquet")
     assert len(data.load_store(shop).transactions) == len(transactions)
-
-
-def test_another_shop_through_the_documented_mapping(shared, tmp_path):
-    """The code on the page 'Your own shop', run as it stands there."""
-    page = (ROOT / "data" / "own_shop.md").read_text()
-    code = page.split("```python\n", 1)[1].split("```", 1)[0]
-    scope: dict = {"retail": pd.read_parquet(shared / "online_retail.parquet"), "folder": tmp_path}
-    exec(code, scope)
-    counts = scope["counts"]
-    assert counts == {
-        "lines": 541_909,
-        "cancelled": 9_288,
-        "no positive quantity": 1_336,
-        "no positive price": 1_181,
-        "stock code without description": 0,
-        "anonymous": 132_220,
-    }
-    with pytest.warns(data.StoreWarning, match="132220 lines have no household_id"):
-        store = data.load_store(tmp_path)
-    kept = counts["lines"] - counts["cancelled"] - counts["no positive quantity"] - counts["no positive price"]
-    assert len(store.transactions) == kept and store.dropped["lines"].sum() == 0
-    split = data.time_split(store)
-    assert len(split.test) > 1000 and split.train.matrix.shape[1] > 2000
-    assert (split.train.households == data.ANONYMOUS).any()
 
 
 # ------------------------------------------------------------------------------------ split, cold items, cache

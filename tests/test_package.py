@@ -8,7 +8,8 @@ from house import ROOT
 
 PACKAGE = house.modules()
 PAGES = [*sorted((ROOT / "notebooks").glob("*.md")), ROOT / "data" / "own_shop.md"]
-# What each room may import. The service may import all; nothing imports the service.
+# What each room may import. The service may import all but what stands above it: the reader's own shop (`shop`) and the
+# command line (`cli`); nothing else imports the service.
 ROOMS = {
     "": set(),
     "source_code": set(),
@@ -24,10 +25,13 @@ ROOMS = {
     "ranker": {"data", "models", "settings"},
     "bundles": {"rules"},
     "explain": {"data", "models"},
+    "service": {"bundles", "data", "explain", "graph", "models", "ranker", "rules", "settings", "text"},
+    "shop": {"bundles", "data", "evaluate", "models", "ranker", "rules", "service", "settings", "text"},
+    "cli": {"data", "shop"},
 }
-# Lines of the package without its service, and of the service; meant are 3,000 and 1,000. A ratchet: it only goes down.
+# Lines of the package without its service and its shop; meant are 3,000, 1,000 and 2,000. A ratchet: it only goes down.
 # (Raised once, by 260, for the ranker's purchase histories and earlier origins.)
-MOST_LINES = {"package": 5410, "service": 1640}
+MOST_LINES = {"package": 5410, "service": 1640, "shop": 2561}
 LONGEST_FUNCTION, MOST_PARAMETERS = 40, 7
 # Public names that one notebook alone uses, or none, each with its reason.
 SINGLE = {
@@ -48,12 +52,12 @@ PUBLISHED = {"train_node_classifier"}
 
 @pytest.mark.parametrize("module", PACKAGE, ids=lambda m: m.name or "recutils")
 def test_imports_run_one_way(module):
-    allowed = set(ROOMS) | {""} if module.room == "service" else ROOMS[module.room]
+    allowed = ROOMS[module.room] | ({""} if module.room == "service" else set())
     assert module.imports <= allowed, f"{module.name} imports {module.imports - allowed}"
 
 
 def test_no_room_may_import_what_it_does_not_use():
-    used = {room: set().union(*(m.imports for m in PACKAGE if m.room == room)) for room in ROOMS}
+    used = {room: set().union(*(m.imports for m in PACKAGE if m.room == room)) - {""} for room in ROOMS}
     assert used == ROOMS
 
 
@@ -86,14 +90,15 @@ def test_every_public_name_has_two_users():
     few = {
         f"{module}.{name}": sorted(users)
         for (module, name), users in found.items()
-        if len(users) < 2 and not users & {"service", "own_shop"}
+        if len(users) < 2 and not users & {"service", "shop"}
     }
     assert few.keys() == SINGLE.keys(), "\n".join(f"{k}: {v}" for k, v in sorted(few.items()) if k not in SINGLE)
 
 
 def test_the_package_does_not_grow():
     service = sum(m.n_lines for m in PACKAGE if m.room == "service")
-    lines = {"package": sum(m.n_lines for m in PACKAGE) - service, "service": service}
+    shop = sum(m.n_lines for m in PACKAGE if m.room in ("shop", "cli"))
+    lines = {"package": sum(m.n_lines for m in PACKAGE) - service - shop, "service": service, "shop": shop}
     assert all(lines[part] <= most for part, most in MOST_LINES.items()), lines
 
 

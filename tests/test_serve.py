@@ -304,19 +304,6 @@ def test_pseudonyms_need_the_secret():
     )
 
 
-@pytest.mark.slow
-def test_another_shop_is_served_by_the_code_on_its_page(sample, sample_split, tmp_path, monkeypatch):
-    """The second piece of code on the page 'Your own shop', run as it stands there."""
-    monkeypatch.chdir(tmp_path)
-    page = (ROOT / "data" / "own_shop.md").read_text()
-    exec(page.split("```python\n")[2].split("```")[0], {"store": sample, "split": sample_split})
-    with shop.running(tmp_path / "served", secret=None) as (address, key, _):
-        status, answer = shop.ask(f"{address}/recommend", key, {"basket": ["i04"], "household": "h01", "k": 3})
-        assert status == 200 and len(answer["items"]) == 3
-        assert shop.ask(f"{address}/search?q=organic+tea", key)[1]["items"][0]["name"].endswith("tea organic")
-        assert shop.ask(f"{address}/explain", key, {"basket": ["i04"], "item": "i05"})[0] == 200
-
-
 # ---------------------------------------------------------------------------------------------- search, substitutes
 
 

@@ -35,6 +35,12 @@ def prepare(folder: Path, address: str, limits: dict[str, float]) -> ServiceSett
         except ImportError as error:
             missing = f"what builds one is not installed ({error.name})"
             sys.exit(f"No version in {folder}, and {missing}; save one there.")
+    return with_key(folder, address, **limits)
+
+
+def with_key(folder: Path, address: str, **limits: float) -> ServiceSettings:
+    """Settings for a folder in which there is a key; a first one is made and shown."""
+    settings = load_settings(folder, **limits)
     if not settings.keys:
         key = create_first_key(folder)  # None where another process has just made it, and shown it
         settings = load_settings(folder, **limits)
@@ -46,16 +52,20 @@ def prepare(folder: Path, address: str, limits: dict[str, float]) -> ServiceSett
 def main() -> None:
     """Serve until a signal ends it; requests that are in flight are answered first."""
     asked = arguments()
+    limits = {"rate": asked.rate, "burst": 2 * asked.rate} if asked.rate else {}
+    run(prepare(asked.folder, f"http://{asked.host}:{asked.port}", limits), asked.host, asked.port)
+
+
+def run(settings: ServiceSettings, host: str, port: int) -> None:
+    """Answer requests, until a signal ends it."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    limits = {"rate": asked.rate, "burst": 2 * asked.rate} if asked.rate else {}
-    settings = prepare(asked.folder, f"http://{asked.host}:{asked.port}", limits)
     threadpool_limits(1)  # small products: a second thread costs more than it brings
     uvicorn.run(
         create_app(settings),
-        host=asked.host,
-        port=asked.port,
+        host=host,
+        port=port,
         access_log=False,
         log_level="warning",
         log_config=None,

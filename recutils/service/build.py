@@ -38,6 +38,7 @@ class ShopData:
     - `names`: what shoppers read (else the items' words)
     - `kinds`: items of one kind are not put into one bundle (else every item is a kind of its own)
     - `anonymous`: requests come without household and moment, as the page sends them; tills send both
+    - `vectors` (n_items, width): unit vectors of the items' words, where there is no encoder
     """
 
     items: pd.DataFrame
@@ -48,15 +49,17 @@ class ShopData:
     names: Sequence[str] | None = None
     kinds: Sequence[Any] | None = None
     anonymous: bool = False
+    vectors: np.ndarray | None = None
 
 
-def assemble(ranker: HybridRanker, shop: ShopData, encoder: Path, secret: bytes) -> Artifact:
-    """What a shop serves. `encoder`: the folder of an exported text encoder; `secret` makes pseudonyms."""
+def assemble(ranker: HybridRanker, shop: ShopData, encoder: Path | None, secret: bytes) -> Artifact:
+    """What a shop serves. `encoder`: the folder of an exported text encoder, None: `shop.vectors` stand for the words
+    and search goes by words alone; `secret` makes pseudonyms."""
     items, train = shop.items, shop.train
     texts = item_text(items).to_list()
     department = "department" if "department" in items else items.columns[items.columns != "item_id"][0]
-    reader = OnnxEncoder(encoder, threads=2)
-    embeddings = reader.encode(texts)
+    reader = None if encoder is None else OnnxEncoder(encoder, threads=2)
+    embeddings = np.asarray(shop.vectors, dtype=np.float32) if reader is None else reader.encode(texts)
     vocabulary, bm25_weights = bm25_index(texts)
     bought, visits = household_purchases(train)
     kinds = np.arange(len(items)) if shop.kinds is None else np.asarray(shop.kinds)

@@ -1,0 +1,209 @@
+"""A shop behind the service of chapter 07: versions from its files, a gate before a new one is taken up.
+
+Needs the extras `shop` and `service`; the words of products by the packaged encoder need `text` and `onnx` too.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import sparse
+
+from recutils.data.schema import ANONYMOUS, Baskets, Split, StoreError
+from recutils.evaluate import hide_one, ndcg_at_k, rank_relevant
+from recutils.models import (
+    EASE,
+    EmbeddingRecommender,
+    HouseholdRecency,
+    HouseholdSessionKNN,
+    ItemKNN,
+    Popularity,
+    Recommender,
+    mask_basket,
+)
+from recutils.ranker import HybridRanker, RankerSettings
+from recutils.service.artifact import Artifact, load, save
+from recutils.service.auth import load_settings
+from recutils.service.build import ShopData, assemble, household_purchases
+from recutils.service.pseudonyms import pseudonym
+from recutils.shop.compare import PairRules, item_groups
+from recutils.shop.periods import sample_of, split_periods, together
+from recutils.shop.reading import Shop
+from recutils.shop.words import item_vectors, kind_labels
+
+Progress = Callable[[str], None]
+MOST_COMPARED = 1000  # baskets on which two versions meet
+FEWEST_COMPARED = 30
+
+
+@dataclass
+class Gate:
+    """The newest baskets, one item hidden in each: what a new version and the current one are compared on."""
+
+    queries: Baskets
+    hidden: sparse.csr_matrix
+    item_ids: list[str]
+    household_ids: list
+
+    def ndcg(self, model: Recommender) -> float:
+        """NDCG@10 of a model over the same items and households."""
+        scores = mask_basket(model.score(self.queries).copy(), self.queries)
+        return float(ndcg_at_k(rank_relevant(scores, self.hidden, 1)).mean())
+
+    def ndcg_of_version(self, version: Artifact, secret: bytes) -> float:
+        """NDCG@10 of a version with items and households of its own; a hidden item that it lacks counts as not found.
+
+        What it offers beyond the gate's items is passed over.
+        """
+        place = {item: n for n, item in enumerate(version.item_ids)}
+        theirs = np.array([place.get(item, -1) for item in self.item_ids])
+        ours = np.flatnonzero(theirs >= 0)
+        shape = (len(theirs), len(version.item_ids))
+        change = sparse.csr_matrix((np.ones(len(ours), np.float32), (ours, theirs[ours])), shape)
+        who = [self.household_ids[h] if h >= 0 else None for h in self.queries.households]
+        rows = [ANONYMOUS if h is None else version.household_index.get(pseudonym(h, secret), ANONYMOUS) for h in who]
+        open_baskets = sparse.csr_matrix(self.queries.matrix @ change)
+        open_baskets.sort_indices()
+        found = version.ranker.score(Baskets(open_baskets, np.array(rows), self.queries.timestamps))
+        scores = np.full(self.queries.matrix.shape, -np.inf, np.float32)
+        scores[:, ours] = found[:, theirs[ours]]
+        return float(ndcg_at_k(rank_relevant(mask_basket(scores, self.queries), self.hidden, 1)).mean())
+
+
+def fit_ranker(split: Split, shop: Shop, vectors: np.ndarray) -> HybridRanker:
+    """The ranker of chapter 05 on a shop: members by what is known, trees taught by `split.validation`.
+
+    Raises StoreError where no basket of that period holds three items.
+    """
+    labels = sample_of(split.validation, 2000)
+    if len(labels) < 10:
+        raise StoreError(
+            f"{len(labels)} baskets of three products or more in the period that teaches the order are too few for a "
+            f"service; bring more receipts."
+        )
+    least = max(3, round(0.001 * len(split.train)))
+    members: dict[str, Recommender] = {"ease": EASE(100.0), "item_knn": ItemKNN(100), "rules": PairRules(least, 0.1)}
+    if vectors.any():
+        members["text"] = EmbeddingRecommender(vectors)
+    if (split.train.households >= 0).any():
+        members |= {"recency": HouseholdRecency(90), "own_baskets": HouseholdSessionKNN()}
+    trees = RankerSettings(30, fallback="ease", n_holdouts=2, n_trees=60 if len(labels) > 300 else 20)
+    return HybridRanker(members, item_groups(split.items), None, labels, trees).fit(split.train)
+
+
+def update_folder(
+    shop: Shop, folder: Path, threshold: float = 0.05, force: bool = False, progress: Progress = lambda step: None,
+    encoder: bool = False,
+) -> tuple[bool, str]:  # fmt: skip
+    """Build a version from a shop and make it the current one of `served` in the folder; was it, and a sentence.
+
+    It is refused where its NDCG@10 on the newest baskets is more than `threshold` (a share) below that of the current
+    version, or of plain popularity where it is the first. Neither has seen those baskets: they are later than all that
+    the current version was made from. Households' habits are counted up to the last basket once the gate is passed.
+    """
+    served = served_folder(folder)
+    secret = load_settings(served).secret
+    split, _ = split_periods(shop)
+    progress("fitting the ranker")
+    vectors = item_vectors(split.items, shop.words, False)
+    ranker = fit_ranker(split, shop, vectors)
+    progress("comparing on the newest baskets")
+    passed, said = (True, "Not compared.") if force else _compare(split, ranker, served, secret, threshold, shop)
+    if not passed:
+        return False, said
+    progress("assembling the version")
+    prices = shop.items.set_index("item_id")["price"].reindex(split.items["item_id"]).to_numpy(float)
+    names, households = split.items["name"].to_list(), split.households.to_list()
+    past = together(split.train, split.validation)
+    anonymous = "household" not in shop.known
+    data = ShopData(
+        split.items, prices, households, past, split.test, names, kind_labels(names).tolist(), anonymous, vectors
+    )
+    with contextlib.ExitStack() as stack:
+        words = Path(stack.enter_context(tempfile.TemporaryDirectory())) if encoder else None
+        version = assemble(ranker, data, _export(words), secret)
+        everything = together(past, split.test)
+        version.ranker = ranker.refresh(everything)
+        version.purchases, version.visits = household_purchases(everything)
+        version.pseudonyms = [pseudonym(h, secret) for h in households][: len(version.visits)]
+        name = save(version, served, words)
+    known = {"until": str(everything.timestamps.max()), "dated": "time" in shop.known}
+    (served / f"{name}.made.json").write_text(json.dumps(known), encoding="utf-8")
+    return True, f"{said} Version {name} is the current one; a running service takes it up by itself."
+
+
+def _export(folder: Path | None) -> Path | None:
+    if folder is None:
+        return None
+    from recutils.service.onnx_encoder import export_onnx
+    from recutils.text import load_encoder
+
+    return export_onnx(load_encoder(), folder)
+
+
+def _compare(
+    split: Split, ranker: HybridRanker, served: Path, secret: bytes, threshold: float, shop: Shop
+) -> tuple[bool, str]:
+    """Is a new version good enough, and why."""
+    current = served / "CURRENT"
+    fresh, first = split.test, not current.exists()
+    if not first:
+        made = served / f"{current.read_text().strip()}.made.json"
+        until = np.datetime64(json.loads(made.read_text())["until"]) if made.exists() else fresh.timestamps.min()
+        fresh = fresh[np.flatnonzero(fresh.timestamps > until)]
+    queries, hidden = hide_one(sample_of(fresh, MOST_COMPARED))
+    if len(queries) < FEWEST_COMPARED:
+        if first:
+            return True, f"Only {len(queries)} new baskets of three products or more: not compared with anything."
+        return False, (
+            f"Only {len(queries)} baskets of three products or more are newer than the current version; "
+            f"{FEWEST_COMPARED} are needed to compare. It stays (--force takes the new one all the same)."
+        )
+    gate = Gate(queries, hidden, split.items["item_id"].astype(str).to_list(), split.households.to_list())
+    new = gate.ndcg(ranker)
+    if first:
+        old, what = gate.ndcg(Popularity().fit(split.train)), "plain popularity"
+    else:
+        old, what = gate.ndcg_of_version(load(served), secret), "the current version"
+    said = f"NDCG@10 on {len(queries)} newest baskets: {new:.3f}, {what} {old:.3f}."
+    if new < (1 - threshold) * old:
+        return False, f"Refused: {said} It may fall by {threshold:.0%} at most (--threshold); the current one stays."
+    return True, said
+
+
+def served_folder(folder: Path) -> Path:
+    """Where the versions of a shop lie: `served` beside its files."""
+    return (folder if folder.is_dir() else folder.parent) / "served"
+
+
+def serve_folder(folder: Path, host: str, port: int, quiet: bool = False) -> None:
+    """Serve a shop until a signal ends it. It answers at once; a missing version is built in a process beside it."""
+    from recutils.service.__main__ import run, with_key
+
+    if not folder.exists():
+        raise StoreError(
+            f"{folder} does not exist; name a folder with a shop's files, or one file. (The book's store is served by "
+            f"python -m recutils.service.)"
+        )
+    served = served_folder(folder)
+    settings = with_key(served, f"http://{host}:{port}")
+    building = None
+    if not (served / "CURRENT").exists():
+        print("Building the first version; until then /ready answers 503.", flush=True)
+        # Words by groups of letters, since that takes seconds; `recutils update` brings the encoder where there is one.
+        command = [sys.executable, "-m", "recutils.cli", "update", str(folder), "--no-encoder"]
+        command += ["--quiet"] if quiet else []
+        building = subprocess.Popen(command, preexec_fn=lambda: os.nice(10))  # answers come first
+    try:
+        run(settings, host, port)
+    finally:
+        if building is not None and building.poll() is None:
+            building.terminate()
+            building.wait()
