@@ -76,6 +76,15 @@ def row_of(matrix: sparse.csr_matrix, row: int) -> tuple[np.ndarray, np.ndarray]
     return matrix.indices[part], matrix.data[part]
 
 
+def largest_of_rows(matrix: sparse.csr_matrix, rows: np.ndarray) -> np.ndarray:
+    """The largest value of each column in some rows of a matrix without negative values, (n_columns,); 0 for none."""
+    best = np.zeros(matrix.shape[1], np.float32)
+    for row in rows:
+        columns, values = row_of(matrix, row)
+        best[columns] = np.maximum(best[columns], values)
+    return best
+
+
 NOTHING: OneScore = (np.zeros(0, np.int64), np.zeros(0, np.float32))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import sparse
 
 from recutils.data.schema import Baskets
-from recutils.models.base import ANONYMOUS, OneScore, Recommender, age_in_days, purchases, row_of
+from recutils.models.base import ANONYMOUS, OneScore, Recommender, age_in_days, largest_of_rows, purchases, row_of
 from recutils.rules.measures import pair_counts
 
 
@@ -100,11 +100,7 @@ class ItemKNN(Recommender):
 
     def strongest(self, basket: np.ndarray) -> np.ndarray:
         """See `Recommender.strongest`."""
-        best = np.zeros(self.similarity.shape[1], np.float32)
-        for item in basket:
-            columns, values = row_of(self.similarity, item)
-            best[columns] = np.maximum(best[columns], values)
-        return best
+        return largest_of_rows(self.similarity, basket)
 
     def contributions(self, basket: Baskets, item: int) -> np.ndarray:
         """cos(i, j) for each item j of the basket."""

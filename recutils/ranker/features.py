@@ -13,8 +13,6 @@ from recutils.models.base import Recommender, age_in_days, purchases, row_of
 from recutils.ranker.candidates import MemberScores, Query
 from recutils.ranker.history import HISTORY_COLUMNS, history_rows, purchase_history
 
-_DERIVED = ("item_table", "n_codes", "history_codes")  # made from the rest by `_prepare`
-
 
 class FeatureBuilder:
     """Columns for candidates of a query; `columns` names them, in the order in which `build_features` writes them.
@@ -39,10 +37,7 @@ class FeatureBuilder:
     """
 
     def __init__(
-        self,
-        members: Mapping[str, Recommender],
-        groups: pd.DataFrame,
-        item_columns: pd.DataFrame | None = None,
+        self, members: Mapping[str, Recommender], groups: pd.DataFrame, item_columns: pd.DataFrame | None = None
     ) -> None:
         names = ["item_size" if c == "size" else str(c) for c in groups]
         codes = (pd.factorize(values, use_na_sentinel=False)[0] for _, values in groups.items())
@@ -54,7 +49,6 @@ class FeatureBuilder:
         self.columns += ["popularity", "trend", "repeat", "usual_size", *(c for c, _ in extra), "slot", "size"]
         self.columns += [*(f"same_{c}" for c in names), "baskets", "their_size", *(f"their_{c}" for c in names)]
         self.columns += [f"{name}_max" for name, member in members.items() if member.pairwise]
-        self.history_codes = [None, *list(self.group_codes.values())[-1:]]  # None: of the items themselves
         levels = ["bought", *(f"bought_{name}" for name in names[-1:])]
         self.n_history = len(levels) * len(HISTORY_COLUMNS)
         self.columns += [f"{level}_{c}" for level in levels for c in HISTORY_COLUMNS]
@@ -151,6 +145,11 @@ class FeatureBuilder:
                 dense[columns] = shares
                 table[:, place] = dense[group]
 
+    @property
+    def history_codes(self) -> list[np.ndarray | None]:
+        """Of what the purchases are remembered: the items themselves (None), and the last of the groups."""
+        return [None, *list(self.group_codes.values())[-1:]]
+
     def _days_later(self, timestamp: Any) -> float:
         """Days from the end of training to a query; 0 where its moment is unknown, or earlier."""
         if timestamp is None:
@@ -159,16 +158,13 @@ class FeatureBuilder:
 
     def state(self) -> dict[str, Any]:
         """See `Recommender.state`."""
-        return {
-            name: value for name, value in vars(self).items() if name not in ("item_table", "n_codes", "history_codes")
-        }
+        return {name: value for name, value in vars(self).items() if name not in ("item_table", "n_codes")}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
         """See `Recommender.from_state`."""
         builder = cls.__new__(cls)
         vars(builder).update(state)
-        builder.history_codes = [None, *list(builder.group_codes.values())[-1:]]
         builder._prepare()
         return builder
 

@@ -20,7 +20,7 @@ from recutils.models import (
     Recommender,
     RuleRecommender,
 )
-from recutils.models.base import OneScore, row_of
+from recutils.models.base import OneScore, largest_of_rows, row_of
 from recutils.ranker import HybridRanker, RankerSettings
 from recutils.rules import interest_measures, pair_counts
 from recutils.shop.periods import sample_of
@@ -99,10 +99,7 @@ class PairRules(RuleRecommender):
 
     def score_one(self, basket: np.ndarray, household: int = ANONYMOUS, timestamp: Any = None) -> OneScore:
         """See `Recommender.score_one`."""
-        best = np.zeros(self.table.shape[1], np.float32)
-        for item in basket:
-            columns, values = row_of(self.table, item)
-            best[columns] = np.maximum(best[columns], values)
+        best = largest_of_rows(self.table, basket)
         columns = np.flatnonzero(best)
         return columns, best[columns]
 
