@@ -163,6 +163,24 @@ def test_the_best_rules_by_a_measure(measure):
     np.testing.assert_array_equal(best["count"], everything["count"][:20])
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("bounds", [[0, 120], [0, 40, 80, 120], [0, 5, 6, 119, 120]])
+def test_partitions_find_what_all_baskets_hold(seed, bounds):
+    """Unequal parts, some of one basket, sorted so that the parts differ."""
+    x = sparse.csr_matrix(np.random.default_rng(seed).random((120, 9)) < np.linspace(0.1, 0.7, 9))
+    x = x[np.argsort(x[:, 4].toarray().ravel(), kind="stable")]
+    parts = [x[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    for support in (0.05, 0.101, 0.3):
+        found = rules.frequent_in_partitions(lambda: parts, support, 4)  # noqa: B023
+        whole = rules.frequent_itemsets(x, support, 4)
+        assert dict(zip(found["itemset"], found["count"], strict=True)) == dict(
+            zip(whole["itemset"], whole["count"], strict=True)
+        )
+        assert found["support"].tolist() == (found["count"] / 120).tolist()
+    with pytest.raises(ValueError, match="no partitions"):
+        rules.frequent_in_partitions(lambda: [], 0.1)
+
+
 @pytest.mark.parametrize("max_len", [1, 2, 3, 4])
 def test_max_len_only_cuts(max_len):
     x = sparse.csr_matrix(np.random.default_rng(1).random((60, 9)) < 0.5)
@@ -208,6 +226,18 @@ def test_matching_rules_by_brute_force():
     got = set(zip(basket.tolist(), rule.tolist(), strict=True))
     expected = {(b, r) for r, left in enumerate(table["antecedents"]) for b in range(2500) if left <= held[b]}
     assert got == expected and (np.diff(rule) >= 0).all()
+
+
+def test_hits_of_rules_by_brute_force():
+    rng = np.random.default_rng(1)
+    x, later = (sparse.csr_matrix((rng.random((300, 9)) < 0.4).astype(np.float32)) for _ in range(2))
+    table = rules.association_rules(x, 0.05, 0.3, max_len=3)
+    held = [set(later[b].indices) for b in range(300)]
+    sides = list(zip(table["antecedents"], table["consequents"], strict=True))
+    expected = [(b, r, right <= held[b]) for r, (left, right) in enumerate(sides) for b in range(300) if left <= held[b]]
+    assert sorted(zip(*rules.rule_hits(table, later), strict=True)) == sorted(expected)
+    nothing = sparse.csr_matrix((5, 9), dtype=np.float32)
+    assert [len(part) for part in rules.rule_hits(table, nothing)] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("support", [0, -0.1, 2, float("nan")])

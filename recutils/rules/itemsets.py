@@ -5,9 +5,12 @@
 
 import contextlib
 import gc
+import os
 import sys
 from collections.abc import Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -17,6 +20,9 @@ from scipy import sparse
 
 Level = tuple[np.ndarray, np.ndarray, np.ndarray]
 BYTES = 30  # of one itemset while it is found and put into its level; twelve of them stay
+ROOM = 1 << 21  # itemsets that are written down at once; more are only counted at first
+SMALL = 200_000  # purchases; up to these a search is over before a second thread is of use
+PARTS = 16  # of a larger search, for the threads to take in turn
 
 
 @dataclass
@@ -122,32 +128,69 @@ def search(
     """All itemsets in at least `min_count` rows of a 0/1 matrix (n_baskets, n_items), none longer than `max_len`.
 
     `memory`: how many bytes the itemsets may take, half of what is free where not given. Raises MemoryError before
-    they take more. (What the search itself needs, a few rows of bits, comes on top.)
+    they take more. (What the search itself needs, a few rows of bits a thread, comes on top.)
 
-    The search is Eclat's (Zaki, 2000) on conditional baskets, with tid-lists as bits; rare items come first.
+    The search is Eclat's (Zaki, 2000) on conditional baskets, with tid-lists as bits; rare items come first. Large ones
+    are cut into runs of first items, which threads take in turn; the result does not depend on their number.
     """
-    support = np.asarray(matrix.sum(axis=0)).ravel().astype(np.int64)  # (n_items,)
+    support = np.bincount(matrix.indices, minlength=matrix.shape[1])  # (n_items,)
     order = np.argsort(support, kind="stable")
     order = order[support[order] >= min_count]
-    rows = sparse.csr_matrix(matrix[:, order], dtype=np.int8)
-    rows.sort_indices()
-    columns = rows.tocsc()
-    baskets, holders = ((m.indices.astype(np.int32), m.indptr.astype(np.int32)) for m in (rows, columns))
+    rank = np.full(len(support), -1, np.int32)
+    rank[order] = np.arange(len(order))
+    baskets, holders = _both_ways(matrix.indices, matrix.indptr, rank, support[order])
     memory = psutil.virtual_memory().available // 2 if memory is None else memory
     limit = min(memory // BYTES, np.iinfo(np.int32).max)
-    room = min(limit, 1 << 20)
-    for _ in range(2):  # what does not fit at first is only counted, and found again with as much room as it takes
-        out = (*(np.empty(room, np.int32) for _ in range(3)), np.empty(room, np.uint8))
-        n = _search(baskets, holders, min_count, max_len or len(order), out, limit)
-        if n > limit:
+    bounds = _bounds(*baskets, holders[1])
+    run = partial(_search, baskets, holders, min_count, max_len or len(order), limit=limit)
+    with _workers(len(bounds) - 1) as each:
+        outs = [_room(min(limit, ROOM // (len(bounds) - 1))) for _ in bounds[1:]]
+        sizes = list(each(lambda k: run(bounds[k], bounds[k + 1], outs[k]), range(len(outs))))
+        if sum(sizes) > limit:
             raise MemoryError(
                 f"More than {limit:,} itemsets are in {min_count} baskets, and {memory / 1e6:,.0f} MB hold no more; "
                 "ask for more support, for shorter itemsets (max_len), or allow more memory."
             )
-        if n <= room:
-            break
-        room = n
-    return Itemsets(_levels(*(a[:n] for a in out)), order, matrix.shape[0])
+        whole, ends = _room(sum(sizes)), np.cumsum([0, *sizes])
+
+        def settle(k: int) -> None:
+            """A part's itemsets to their place in the whole: copied, or found again where they did not fit."""
+            part = tuple(a[ends[k] : ends[k + 1]] for a in whole)
+            if sizes[k] > len(outs[k][0]):
+                run(bounds[k], bounds[k + 1], part)
+            else:
+                for a, found in zip(part, outs[k], strict=True):
+                    a[:] = found[: sizes[k]]
+            part[0][part[0] >= 0] += ends[k]
+
+        list(each(settle, range(len(outs))))
+    return Itemsets(_levels(*whole), order, matrix.shape[0])
+
+
+def _room(n: int) -> tuple[np.ndarray, ...]:
+    """Parent, item, count and length of `n` itemsets."""
+    return (*(np.empty(n, np.int32) for _ in range(3)), np.empty(n, np.uint8))
+
+
+def _bounds(items: np.ndarray, basket_ends: np.ndarray, item_ends: np.ndarray) -> np.ndarray:
+    """Where the runs of first items begin and end: one run for a small search, else PARTS of about equal work."""
+    n_items = len(item_ends) - 1
+    if n_items < 2 or len(items) < SMALL:
+        return np.array([0, n_items])
+    work = np.cumsum(_work(items, basket_ends, n_items))
+    inner = np.searchsorted(work, work[-1] * np.arange(1, PARTS) / PARTS)
+    return np.unique(np.concatenate([[0], inner, [n_items]]))
+
+
+@contextlib.contextmanager
+def _workers(n_parts: int) -> Iterator:
+    """A `map` over threads, or the ordinary one for a single part. The search holds no lock of Python's."""
+    able = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if min(n_parts, able) < 2:
+        yield map
+    else:
+        with ThreadPoolExecutor(min(n_parts, able)) as pool:
+            yield pool.map
 
 
 def _levels(parent: np.ndarray, item: np.ndarray, count: np.ndarray, length: np.ndarray) -> list[Level]:
@@ -161,6 +204,45 @@ def _levels(parent: np.ndarray, item: np.ndarray, count: np.ndarray, length: np.
     return levels
 
 
+@njit(cache=True, nogil=True)
+def _both_ways(indices, indptr, rank, support):
+    """The matrix with its items numbered by `rank` (-1: left out), by basket and by item; all numbers ascend.
+
+    Going through the baskets in order sorts the baskets of each item, and going through these the items of each basket.
+    """
+    item_ends = np.zeros(len(support) + 1, np.int32)
+    item_ends[1:] = np.cumsum(support)
+    basket_ends = np.zeros(len(indptr), np.int32)
+    holders = np.empty(item_ends[-1], np.int32)
+    free = item_ends[:-1].copy()
+    for t in range(len(indptr) - 1):
+        for k in range(indptr[t], indptr[t + 1]):
+            a = rank[indices[k]]
+            if a >= 0:
+                holders[free[a]] = t
+                free[a] += 1
+                basket_ends[t + 1] += 1
+    basket_ends = np.cumsum(basket_ends).astype(np.int32)
+    items = np.empty(item_ends[-1], np.int32)
+    free = basket_ends[:-1].copy()
+    for a in range(len(support)):
+        for k in range(item_ends[a], item_ends[a + 1]):
+            t = holders[k]
+            items[free[t]] = a
+            free[t] += 1
+    return (items, basket_ends), (holders, item_ends)
+
+
+@njit(cache=True, nogil=True)
+def _work(items, ends, n_items):
+    """How many purchases lie below each item: the later items of its baskets."""
+    work = np.zeros(n_items, np.int64)
+    for t in range(len(ends) - 1):
+        for k in range(ends[t], ends[t + 1]):
+            work[items[k]] += ends[t + 1] - k
+    return work
+
+
 @njit(cache=True, inline="always")
 def _ones(word):
     """How many bits of a 64-bit word are 1: sums of neighbours, of twos, of fours, of all."""
@@ -170,7 +252,7 @@ def _ones(word):
     return (word * np.uint64(0x0101010101010101)) >> np.uint64(56)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _conditional(baskets, tids, a, min_count, n_items):
     """The baskets `tids` that hold item a, numbered from 0 and cut down to the later items frequent with it.
 
@@ -202,7 +284,7 @@ def _conditional(baskets, tids, a, min_count, n_items):
     return partners, joint[partners], bits, longest
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _intersect(bits, items, counts, x, end, min_count):
     """Rows of bits for the prefix with x and each later item of its level, which ends at `end`, in the rows from there.
 
@@ -220,7 +302,7 @@ def _intersect(bits, items, counts, x, end, min_count):
     return top
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _descend(conditional, max_depth, min_count, n, out, limit):
     """All itemsets below one item, whose own row is n - 1, from its `_conditional`; returns how many there are now.
 
@@ -256,9 +338,9 @@ def _descend(conditional, max_depth, min_count, n, out, limit):
     return n
 
 
-@njit(cache=True)
-def _search(baskets, holders, min_count, max_len, out, limit):
-    """Go below every item in turn: (parent, item, count, length) into `out`, depth first; returns how many.
+@njit(cache=True, nogil=True)
+def _search(baskets, holders, min_count, max_len, first, last, out, limit):
+    """Go below the items first..last - 1: (parent, item, count, length) into `out`, depth first; returns how many.
 
     `baskets` = (items, ends): `items[ends[t] : ends[t + 1]]` are the items of basket t, ascending; `holders` likewise
     the baskets of each item. Where `out` is full the search goes on counting, up to `limit`.
@@ -266,7 +348,7 @@ def _search(baskets, holders, min_count, max_len, out, limit):
     parent, item, count, length = out
     tids_of, ends = holders
     n_items, n = len(ends) - 1, 0
-    for a in range(n_items):
+    for a in range(first, last):
         tids = tids_of[ends[a] : ends[a + 1]]
         if n < len(parent):
             parent[n], item[n], count[n], length[n] = -1, a, len(tids), 1
