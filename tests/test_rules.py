@@ -134,6 +134,28 @@ def test_closed_and_maximal_by_brute_force(seed, max_len):
         assert dict(zip(found["itemset"], found["count"], strict=True)) == {s: count[s] for s in expected}
 
 
+@pytest.mark.parametrize("most_pairs", [0, 10**6])
+@pytest.mark.parametrize("room", [8, 10**6])
+@pytest.mark.parametrize("max_len", [None, 1, 2, 3])
+def test_threads_change_nothing(monkeypatch, most_pairs, room, max_len):
+    """Many runs over first items, with and without counted pairs, with too little room at first: the same arrays."""
+    from recutils.rules import itemsets
+
+    x = sparse.csr_matrix(np.random.default_rng(5).random((400, 60)) < np.linspace(0.02, 0.5, 60))
+    alone = rules.mine_itemsets(x, 0.02, max_len)
+    monkeypatch.setattr(itemsets, "SMALL", 0)
+    monkeypatch.setattr(itemsets, "MOST_PAIRS", most_pairs)
+    monkeypatch.setattr(itemsets, "ROOM", room)
+    for _ in range(3):
+        found = rules.mine_itemsets(x, 0.02, max_len)
+        assert len(found.levels) == len(alone.levels)
+        for ours, theirs in zip(found.levels, alone.levels, strict=True):
+            for a, b in zip(ours, theirs, strict=True):
+                np.testing.assert_array_equal(a, b)
+    with pytest.raises(MemoryError, match="More than 33 itemsets"):
+        rules.mine_itemsets(x, 0.02, max_len, memory=1000)
+
+
 def test_pairs_that_never_grow():
     """Every basket has one partner at most: the search must not look a level too deep."""
     pairs = [[i, i + 1] for i in range(0, 200, 2)] * 2

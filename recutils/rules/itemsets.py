@@ -7,7 +7,7 @@ import contextlib
 import gc
 import os
 import sys
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +23,7 @@ BYTES = 30  # of one itemset while it is found and put into its level; twelve of
 ROOM = 1 << 21  # itemsets that are written down at once; more are only counted at first
 SMALL = 200_000  # purchases; up to these a search is over before a second thread is of use
 PARTS = 16  # of a larger search, for the threads to take in turn
+MOST_PAIRS = 1 << 23  # pairs of frequent items that are counted in one pass; of more, each item's when its turn comes
 
 
 @dataclass
@@ -142,8 +143,9 @@ def search(
     memory = psutil.virtual_memory().available // 2 if memory is None else memory
     limit = min(memory // BYTES, np.iinfo(np.int32).max)
     bounds = _bounds(*baskets, holders[1])
-    run = partial(_search, baskets, holders, min_count, max_len or len(order), limit=limit)
     with _workers(len(bounds) - 1) as each:
+        pairs = _pair_counts(baskets, len(order), each) if len(bounds) > 2 else np.empty(0, np.int32)
+        run = partial(_search, baskets, holders, pairs, min_count, max_len or len(order), limit=limit)
         outs = [_room(min(limit, ROOM // (len(bounds) - 1))) for _ in bounds[1:]]
         sizes = list(each(lambda k: run(bounds[k], bounds[k + 1], outs[k]), range(len(outs))))
         if sum(sizes) > limit:
@@ -165,6 +167,19 @@ def search(
 
         list(each(settle, range(len(outs))))
     return Itemsets(_levels(*whole), order, matrix.shape[0])
+
+
+def _pair_counts(baskets: tuple[np.ndarray, np.ndarray], n_items: int, each: Callable) -> np.ndarray:
+    """Baskets that hold items a < b, at place `_place(a, b, n_items)`; nothing where that would be too many pairs.
+
+    Two runs over the baskets in their order, which a processor reads ahead, and not one over those of each item.
+    """
+    items, ends = baskets
+    if n_items * (n_items - 1) // 2 > MOST_PAIRS:
+        return np.empty(0, np.int32)
+    middle = int(np.searchsorted(ends, len(items) // 2))
+    halves = each(lambda part: _count_pairs(items, ends, n_items, *part), [(0, middle), (middle, len(ends) - 1)])
+    return sum(halves)
 
 
 def _room(n: int) -> tuple[np.ndarray, ...]:
@@ -252,14 +267,40 @@ def _ones(word):
     return (word * np.uint64(0x0101010101010101)) >> np.uint64(56)
 
 
-@njit(cache=True, nogil=True)
-def _conditional(baskets, tids, a, min_count, n_items):
-    """The baskets `tids` that hold item a, numbered from 0 and cut down to the later items frequent with it.
+@njit(cache=True, inline="always")
+def _place(a, b, n_items):
+    """Where the pair a < b stands: row after row of the triangle above the diagonal."""
+    return a * (2 * n_items - a - 1) // 2 + b - a - 1
 
-    Returns those items, their counts, a row of bits for each (its baskets), and the size of the largest basket.
-    Earlier items have had their turn.
+
+@njit(cache=True, nogil=True)
+def _count_pairs(items, ends, n_items, first, last):
+    """How many of the baskets first..last - 1 hold each pair of items."""
+    pairs = np.zeros(n_items * (n_items - 1) // 2, np.int32)
+    for t in range(first, last):
+        for k in range(ends[t], ends[t + 1]):
+            row = _place(np.int64(items[k]), np.int64(0), n_items)
+            for other in range(k + 1, ends[t + 1]):
+                pairs[row + items[other]] += 1
+    return pairs
+
+
+@njit(cache=True, nogil=True)
+def _partners(baskets, tids, a, pairs, min_count, n_items):
+    """The items after a that are frequent with it, their counts, and whether each may be in a frequent triple with a.
+
+    From the counted pairs, or where there are none from the baskets `tids` of item a.
     """
     items, ends = baskets
+    if len(pairs):
+        joint = pairs[_place(a, a + 1, n_items) : _place(a, n_items, n_items)]
+        partners = np.flatnonzero(joint >= min_count) + a + 1
+        able = np.zeros(len(partners), np.bool_)
+        for x in range(len(partners)):
+            for y in range(x + 1, len(partners)):
+                if pairs[_place(partners[x], partners[y], n_items)] >= min_count:
+                    able[x] = able[y] = True
+        return partners, joint[partners - a - 1], able
     joint = np.zeros(n_items, np.int32)
     for t in tids:
         for k in range(ends[t + 1] - 1, ends[t] - 1, -1):
@@ -267,8 +308,22 @@ def _conditional(baskets, tids, a, min_count, n_items):
                 break
             joint[items[k]] += 1
     partners = np.flatnonzero(joint >= min_count)
+    return partners, joint[partners], np.full(len(partners), len(partners) > 1)
+
+
+@njit(cache=True, nogil=True)
+def _conditional(baskets, tids, a, able, n_items):
+    """The baskets `tids` that hold item a, numbered from 0 and cut down to later items, `able` = (items, which count).
+
+    Returns a row of bits for each of the items (its baskets; none where it does not count), and the size of the
+    largest basket. Earlier items have had their turn.
+    """
+    items, ends = baskets
+    partners, counts = able
     slot = np.full(n_items, -1, np.int32)
-    slot[partners] = np.arange(len(partners))
+    for p in range(len(partners)):
+        if counts[p]:
+            slot[partners[p]] = p
     bits = np.zeros((len(partners), (len(tids) + 63) // 64), np.uint64)
     longest = 0
     for q in range(len(tids)):
@@ -281,7 +336,7 @@ def _conditional(baskets, tids, a, min_count, n_items):
                 bits[p, q >> 6] |= np.uint64(1) << np.uint64(q & 63)
                 size += 1
         longest = max(longest, size)
-    return partners, joint[partners], bits, longest
+    return bits, longest
 
 
 @njit(cache=True, nogil=True)
@@ -339,7 +394,7 @@ def _descend(conditional, max_depth, min_count, n, out, limit):
 
 
 @njit(cache=True, nogil=True)
-def _search(baskets, holders, min_count, max_len, first, last, out, limit):
+def _search(baskets, holders, pairs, min_count, max_len, first, last, out, limit):
     """Go below the items first..last - 1: (parent, item, count, length) into `out`, depth first; returns how many.
 
     `baskets` = (items, ends): `items[ends[t] : ends[t + 1]]` are the items of basket t, ascending; `holders` likewise
@@ -354,8 +409,11 @@ def _search(baskets, holders, min_count, max_len, first, last, out, limit):
             parent[n], item[n], count[n], length[n] = -1, a, len(tids), 1
         n += 1
         if max_len > 1:
-            conditional = _conditional(baskets, tids, a, min_count, n_items)
-            n = _descend(conditional, max_len - 1, min_count, n, out, limit)
+            partners, joint, able = _partners(baskets, tids, a, pairs, min_count, n_items)
+            bits, longest = np.empty((len(partners), 0), np.uint64), min(len(partners), 1)
+            if max_len > 2 and able.any():
+                bits, longest = _conditional(baskets, tids, a, (partners, able), n_items)
+            n = _descend((partners, joint, bits, longest), max_len - 1, min_count, n, out, limit)
             if n > limit:
                 return n
     return n
