@@ -1,4 +1,4 @@
-"""The search for frequent itemsets: vertical, depth first, compiled (chapter 04).
+"""The search for frequent itemsets: vertical, depth first, compiled (chapter 04b).
 
 `search` finds them, `Itemsets` holds them in arrays: 12 bytes an itemset, however long it is. Needs the extra `rules`.
 """

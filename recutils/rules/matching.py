@@ -1,4 +1,4 @@
-"""Which rules match a basket, and rules between groups of items (chapter 04)."""
+"""Which rules match a basket, and rules between groups of items (chapters 04 and 04b)."""
 
 import numpy as np
 import pandas as pd
