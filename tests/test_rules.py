@@ -1,7 +1,7 @@
 """Mining against brute force, against mlxtend, and against the counts published for Groceries."""
 
 from fractions import Fraction
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pandas as pd
@@ -191,9 +191,9 @@ def test_partitions_find_what_all_baskets_hold(seed, bounds):
     """Unequal parts, some of one basket, sorted so that the parts differ."""
     x = sparse.csr_matrix(np.random.default_rng(seed).random((120, 9)) < np.linspace(0.1, 0.7, 9))
     x = x[np.argsort(x[:, 4].toarray().ravel(), kind="stable")]
-    parts = [x[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    parts = [x[a:b] for a, b in pairwise(bounds)]
     for support in (0.05, 0.101, 0.3):
-        found = rules.frequent_in_partitions(lambda: parts, support, 4)  # noqa: B023
+        found = rules.frequent_in_partitions(lambda: parts, support, 4)
         whole = rules.frequent_itemsets(x, support, 4)
         assert dict(zip(found["itemset"], found["count"], strict=True)) == dict(
             zip(whole["itemset"], whole["count"], strict=True)
@@ -256,7 +256,9 @@ def test_hits_of_rules_by_brute_force():
     table = rules.association_rules(x, 0.05, 0.3, max_len=3)
     held = [set(later[b].indices) for b in range(300)]
     sides = list(zip(table["antecedents"], table["consequents"], strict=True))
-    expected = [(b, r, right <= held[b]) for r, (left, right) in enumerate(sides) for b in range(300) if left <= held[b]]
+    expected = [
+        (b, r, right <= held[b]) for r, (left, right) in enumerate(sides) for b in range(300) if left <= held[b]
+    ]
     assert sorted(zip(*rules.rule_hits(table, later), strict=True)) == sorted(expected)
     nothing = sparse.csr_matrix((5, 9), dtype=np.float32)
     assert [len(part) for part in rules.rule_hits(table, nothing)] == [0, 0, 0]

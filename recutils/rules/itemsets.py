@@ -142,12 +142,12 @@ def search(
     baskets, holders = _both_ways(matrix.indices, matrix.indptr, rank, support[order])
     memory = psutil.virtual_memory().available // 2 if memory is None else memory
     limit = min(memory // BYTES, np.iinfo(np.int32).max)
-    bounds = _bounds(*baskets, holders[1])
+    bounds = _bounds(baskets, len(order))
     with _workers(len(bounds) - 1) as each:
         pairs = _pair_counts(baskets, len(order), each) if len(bounds) > 2 else np.empty(0, np.int32)
-        run = partial(_search, baskets, holders, pairs, min_count, max_len or len(order), limit=limit)
+        search_run = partial(_search, (baskets, holders, pairs), (min_count, max_len or len(order)))
         outs = [_room(min(limit, ROOM // (len(bounds) - 1))) for _ in bounds[1:]]
-        sizes = list(each(lambda k: run(bounds[k], bounds[k + 1], outs[k]), range(len(outs))))
+        sizes = list(each(lambda k: search_run((bounds[k], bounds[k + 1]), outs[k], limit), range(len(outs))))
         if sum(sizes) > limit:
             raise MemoryError(
                 f"More than {limit:,} itemsets are in {min_count} baskets, and {memory / 1e6:,.0f} MB hold no more; "
@@ -159,7 +159,7 @@ def search(
             """A part's itemsets to their place in the whole: copied, or found again where they did not fit."""
             part = tuple(a[ends[k] : ends[k + 1]] for a in whole)
             if sizes[k] > len(outs[k][0]):
-                run(bounds[k], bounds[k + 1], part)
+                search_run((bounds[k], bounds[k + 1]), part, limit)
             else:
                 for a, found in zip(part, outs[k], strict=True):
                     a[:] = found[: sizes[k]]
@@ -187,12 +187,12 @@ def _room(n: int) -> tuple[np.ndarray, ...]:
     return (*(np.empty(n, np.int32) for _ in range(3)), np.empty(n, np.uint8))
 
 
-def _bounds(items: np.ndarray, basket_ends: np.ndarray, item_ends: np.ndarray) -> np.ndarray:
+def _bounds(baskets: tuple[np.ndarray, np.ndarray], n_items: int) -> np.ndarray:
     """Where the runs of first items begin and end: one run for a small search, else PARTS of about equal work."""
-    n_items = len(item_ends) - 1
+    items, ends = baskets
     if n_items < 2 or len(items) < SMALL:
         return np.array([0, n_items])
-    work = np.cumsum(_work(items, basket_ends, n_items))
+    work = np.cumsum(_work(items, ends, n_items))
     inner = np.searchsorted(work, work[-1] * np.arange(1, PARTS) / PARTS)
     return np.unique(np.concatenate([[0], inner, [n_items]]))
 
@@ -394,16 +394,18 @@ def _descend(conditional, max_depth, min_count, n, out, limit):
 
 
 @njit(cache=True, nogil=True)
-def _search(baskets, holders, pairs, min_count, max_len, first, last, out, limit):
-    """Go below the items first..last - 1: (parent, item, count, length) into `out`, depth first; returns how many.
+def _search(data, least_and_most, run, out, limit):
+    """Go below the items run[0]..run[1] - 1: (parent, item, count, length) into `out`, depth first; returns how many.
 
-    `baskets` = (items, ends): `items[ends[t] : ends[t + 1]]` are the items of basket t, ascending; `holders` likewise
-    the baskets of each item. Where `out` is full the search goes on counting, up to `limit`.
+    `data` = (baskets, holders, pairs). Of the baskets (items, ends) `items[ends[t] : ends[t + 1]]` are those of basket
+    t, ascending; of the holders likewise the baskets of each item. Where `out` is full the search goes on counting, up
+    to `limit`.
     """
     parent, item, count, length = out
-    tids_of, ends = holders
+    baskets, (tids_of, ends), pairs = data
+    min_count, max_len = least_and_most
     n_items, n = len(ends) - 1, 0
-    for a in range(first, last):
+    for a in range(run[0], run[1]):
         tids = tids_of[ends[a] : ends[a + 1]]
         if n < len(parent):
             parent[n], item[n], count[n], length[n] = -1, a, len(tids), 1
