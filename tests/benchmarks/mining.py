@@ -2,9 +2,9 @@
 
 `make bench` prints three tables and keeps them in data/benchmarks/mining.json, which chapter 04b shows. Each of them
 runs in a process of its own, so that its memory can be seen; times are the best of three (mlxtend, rusket and the ten
-millions: once), and every method hands over a Python object an itemset, except for the row `arrays`. PyFIM's `eclat` is C, rusket is
-Rust. The second table repeats the store with resampled households up to a million baskets, the third goes to ten
-millions, in parts that hold a million each.
+millions: once), and every method hands over a Python object an itemset, except for the row `arrays`. PyFIM's `eclat` is
+C, rusket is Rust. The second table repeats the store with resampled households up to a million baskets, the third goes
+to ten millions, in parts that hold a million each.
 """
 
 import json
