@@ -1,9 +1,13 @@
-"""What chapters 02, 03, 05 and 05b define in their cells: known answers, toys, the recommenders' contract.
+"""What chapters 02, 03, 05, 05b and 05c define in their cells: known answers, toys, the recommenders' contract.
 
 The cells that define them are executed from the notebooks.
 """
 
+import types
+
 import numpy as np
+import optuna
+import pandas as pd
 import pytest
 import torch
 from chapter import definitions
@@ -13,6 +17,7 @@ from torch.nn import functional
 
 from recutils import evaluate, graph
 from recutils.data.schema import Baskets
+from recutils.ranker.candidates import Candidates
 
 
 def chapter_code(name, *wanted):
@@ -273,3 +278,39 @@ def test_open_halves_keep_each_item_half_of_the_time(judging):
     matrix = sparse.csr_matrix(np.ones((400, 10), dtype=np.float32))
     half = judging["open_halves"](matrix, np.random.default_rng(0))
     assert matrix.nnz == 4000 and half.nnz == pytest.approx(2000, abs=150) and set(half.data) == {1.0}
+
+
+# ------------------------------------------------------------------------------------ chapter 05c: tuning, ablation
+
+
+@pytest.fixture(scope="module")
+def tuning():
+    return chapter_code("05c_tuning_and_ablation", "suggest", "rank_hidden", "best_parameters")
+
+
+def test_a_trial_draws_whole_numbers_from_whole_ranges(tuning):
+    space = {"n": (5, 400, "log"), "share": (0.0, 1.0), "of": [3, None]}
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    study = optuna.create_study(sampler=sampler)
+    drawn = [tuning["suggest"](study.ask(), space) for _ in range(200)]
+    n = np.array([d["n"] for d in drawn])
+    assert all(isinstance(d["n"], int) and isinstance(d["share"], float) for d in drawn)
+    assert n.min() >= 5 and n.max() <= 400 and np.median(n) < 100  # even on a log scale: about 45
+    assert {d["of"] for d in drawn} == {3, None} and 0.4 < np.mean([d["share"] for d in drawn]) < 0.6
+    best = [{"value": 0.2, "n": 7}, {"value": 0.1, "n": 9}]
+    assert tuning["best_parameters"](best) == {"n": 7}
+
+
+def test_a_hidden_item_is_ranked_among_its_candidates(tuning):
+    """Two queries with three candidates each; a third whose hidden item nobody retrieved."""
+    table = Candidates(
+        rows=np.array([0, 0, 0, 1, 1, 1, 2]),
+        columns=np.array([4, 5, 6, 4, 5, 6, 4]),
+        features=pd.DataFrame(index=range(7)),
+        labels=np.array([False, True, False, True, False, False, False]),
+        retrieved_by=np.ones((7, 1), bool),
+        members=["m"],
+    )
+    scores = np.array([0.9, 0.5, 0.1, 0.3, 0.3, 0.2, 0.7])  # the second is tied: behind the other
+    model = types.SimpleNamespace(score_candidates=lambda table: scores)
+    assert tuning["rank_hidden"](model, table, 3).tolist() == [[2.0], [2.0], [np.inf]]
