@@ -40,9 +40,7 @@ SINGLE = {
     "graph.build.adjacency": "how a reader hands over a graph of their own",
     "graph.nodes.NodeClassifier": "a published signature",
     "graph.nodes.train_node_classifier": "a published signature",
-    "models.factors.ALS": "a baseline for a reader's own shop",
     "models.factors.FeatureFactors": "a baseline for a reader's own shop",
-    "models.neighbours.UserKNN": "a baseline for a reader's own shop",
     "rules.association.frequent_itemsets": "a published signature",
     "settings.in_fp32": "restores the precision that the environment named",
 }
