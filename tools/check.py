@@ -47,7 +47,8 @@ WORDS = {"02_bert_fine_tuning": "^text", "03_product_graph": "text_cosine"}
 TRAINED = {
     "03_product_graph": "graph|gcn|gat|all_three",
     "05_recommendation": "hybrid|set_transformer|feature_factors|als",
-    "05b_bundles": "hybrid|ranker",
+    "05b_bundles": "ranker",
+    "05e_households": "hybrid|feature_factors|als",
     "06_explanation": "",
     "07_deployment": "",
 }
