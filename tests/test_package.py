@@ -30,8 +30,8 @@ ROOMS = {
     "cli": {"data", "shop"},
 }
 # Lines of the package without its service and its shop; meant are 3,000, 1,000 and 2,000. A ratchet: it only goes down.
-# (Raised once, by 260, for the ranker's purchase histories and earlier origins.)
-MOST_LINES = {"package": 5410, "service": 1640, "shop": 2561}
+# (Raised by 260 for the ranker's purchase histories and earlier origins, by 135 for the baselines of chapter 05.)
+MOST_LINES = {"package": 5545, "service": 1640, "shop": 2561}
 LONGEST_FUNCTION, MOST_PARAMETERS = 40, 7
 # Public names that one notebook alone uses, or none, each with its reason.
 SINGLE = {

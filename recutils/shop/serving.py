@@ -93,7 +93,7 @@ def fit_ranker(split: Split, shop: Shop, vectors: np.ndarray) -> HybridRanker:
     if vectors.any():
         members["text"] = EmbeddingRecommender(vectors)
     if (split.train.households >= 0).any():
-        members |= {"recency": HouseholdRecency(90), "own_baskets": HouseholdSessionKNN()}
+        members |= {"recency": HouseholdRecency(90), "session_knn": HouseholdSessionKNN()}
     trees = RankerSettings(30, fallback="ease", n_holdouts=2, n_trees=60 if len(labels) > 300 else 20)
     return HybridRanker(members, item_groups(split.items), None, labels, trees).fit(split.train)
 
