@@ -265,6 +265,7 @@ def test_one_item_of_an_open_basket_is_left_out_and_asked_for(judging):
     judging["types"] = np.array(["pasta", "sauce", "sauce", "milk", "beer"])
     judging["prices"] = np.array([1.0, 2.0, np.nan, 4.0, 8.0])
     judging["baskets"], judging["answers"] = baskets([[1, 1, 0, 0, 0], [1, 0, 0, 1, 0]]), np.array([4, 1])
+    judging["moments"] = [None, None]
     found = judging["complete_one"](lambda basket, *_: [2, 3, 4] if 1 in basket else [])
     assert found["hit"].tolist() == [1.0, 0.0] and found["made"].tolist() == [True, False]
     assert found["price, $"].tolist() == [12.0, 0.0]
