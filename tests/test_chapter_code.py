@@ -1,4 +1,5 @@
 """What chapters 02, 03, 05, 05b and 05c define in their cells: known answers, toys, the recommenders' contract.
+"""What chapters 02, 03, 05, 05b and 05e define in their cells: known answers, toys, the recommenders' contract.
 
 The cells that define them are executed from the notebooks.
 """
@@ -227,8 +228,14 @@ def test_the_set_transformer_learns_planted_companions(sets, sample_split):
 
 @pytest.fixture(scope="module")
 def judging():
-    names = ("set_score", "beam_search", "log2_lift", "judge", "difference_of_means", "verdict", "open_halves")
+    names = ("set_score", "beam_search", "log2_lift", "judge", "complete_one")
     return chapter_code("05b_bundles", *names)
+
+
+@pytest.fixture(scope="module")
+def serving():
+    names = ("difference_of_means", "verdict", "open_halves", "offers", "replay", "estimates")
+    return chapter_code("05e_households", *names)
 
 
 def test_a_wide_beam_finds_the_best_set_and_a_narrow_one_does_not(judging):
@@ -260,23 +267,37 @@ def test_a_bundle_that_cannot_be_made_completes_nothing(judging):
     assert set(part.loc[part["made"], "price, $"]) == {11.0}
 
 
-def test_the_interval_of_a_difference_draws_whole_households(judging):
+def test_one_item_of_an_open_basket_is_left_out_and_asked_for(judging):
+    judging["types"] = np.array(["pasta", "sauce", "sauce", "milk", "beer"])
+    judging["prices"] = np.array([1.0, 2.0, np.nan, 4.0, 8.0])
+    judging["baskets"], judging["answers"] = baskets([[1, 1, 0, 0, 0], [1, 0, 0, 1, 0]]), np.array([4, 1])
+    judging["moments"] = [None, None]
+    found = judging["complete_one"](lambda basket, *_: [2, 3, 4] if 1 in basket else [])
+    assert found["hit"].tolist() == [1.0, 0.0] and found["made"].tolist() == [True, False]
+    assert found["price, $"].tolist() == [12.0, 0.0]
+    assert found["no two of a type"].tolist() == [False, True]  # a second sauce
+
+
+# ------------------------------------------------------------------------------------ chapter 05e: whom it serves
+
+
+def test_the_interval_of_a_difference_draws_whole_households(serving):
     rng = np.random.default_rng(0)
     who = np.repeat(np.arange(200), 20)  # baskets of a household are all alike
     values = np.repeat(rng.normal(size=200), 20) + np.where(who < 100, 1.0, 0.0)
-    found = judging["difference_of_means"](values, who, who < 100, who >= 100)
+    found = serving["difference_of_means"](values, who, who < 100, who >= 100)
     assert found["difference"] == pytest.approx(values[who < 100].mean() - values[who >= 100].mean())
     width = found["high"] - found["low"]
     assert width == pytest.approx(2 * 1.96 * np.sqrt(2 / 100), rel=0.2)  # of 200 households, not of 4,000 baskets
-    wider = judging["difference_of_means"](values, who, who < 100, who >= 100, level=0.999)
+    wider = serving["difference_of_means"](values, who, who < 100, who >= 100, level=0.999)
     assert wider["high"] - wider["low"] > 1.4 * width
-    assert judging["verdict"](found) == "ahead"
-    assert judging["verdict"]({"low": -1, "high": 0}) == "not to be told apart"
+    assert serving["verdict"](found) == "ahead"
+    assert serving["verdict"]({"low": -1, "high": 0}) == "not to be told apart"
 
 
-def test_open_halves_keep_each_item_half_of_the_time(judging):
+def test_open_halves_keep_each_item_half_of_the_time(serving):
     matrix = sparse.csr_matrix(np.ones((400, 10), dtype=np.float32))
-    half = judging["open_halves"](matrix, np.random.default_rng(0))
+    half = serving["open_halves"](matrix, np.random.default_rng(0))
     assert matrix.nnz == 4000 and half.nnz == pytest.approx(2000, abs=150) and set(half.data) == {1.0}
 
 
@@ -314,3 +335,43 @@ def test_a_hidden_item_is_ranked_among_its_candidates(tuning):
     scores = np.array([0.9, 0.5, 0.1, 0.3, 0.3, 0.2, 0.7])  # the second is tied: behind the other
     model = types.SimpleNamespace(score_candidates=lambda table: scores)
     assert tuning["rank_hidden"](model, table, 3).tolist() == [[2.0], [2.0], [np.inf]]
+
+
+class Rules:
+    """Item 0 recommends items 1 to 12, each with a confidence of its own; item 1 recommends item 12, strongly."""
+
+    left = sparse.csr_matrix((np.ones(13), (np.array([0] * 12 + [1]), np.arange(13))), shape=(13, 13), dtype=np.float32)
+    right = np.array([*range(1, 13), 12])
+    weights = np.array([*np.linspace(0.6, 0.2, 12), 0.9], dtype=np.float32)
+
+
+def test_the_ten_strongest_firing_rules_are_offered_each_item_once(serving):
+    serving["rule_model"] = Rules
+    row, rule = serving["offers"](baskets([[1] + [0] * 12, [1, 1] + [0] * 11, [0] * 13]).matrix, Rules.weights)
+    assert rule[row == 0].tolist() == list(range(10))  # without the two weakest
+    assert set(rule[row == 1]) == {*range(1, 10), 12}  # item 1 is open; item 12 by its strongest rule
+    assert not (row == 2).any()
+
+
+def test_weights_follow_what_was_accepted(serving):
+    """Items 11 and 12, whose rules are weakest, are the only ones ever bought with item 0."""
+    serving["rule_model"] = Rules
+    bought = baskets([[1] + [0] * 10 + [1, 1]] * 600)
+    bought.timestamps[:] = np.repeat(np.datetime64("2017-01-01") + np.arange(30), 20)
+    accepted = {way: serving["replay"](bought, way, k=5) for way in ("frozen", "mean", "Thompson")}
+    assert not accepted["frozen"].any()
+    assert accepted["mean"][300:].mean() > 0.3 and accepted["Thompson"][300:].mean() > 0.3
+
+
+def test_ips_has_no_bias_and_agreement_has(serving):
+    rng = np.random.default_rng(0)
+    n = 4000
+    easy = rng.random(n) < 0.5  # where the new policy agrees with the old one, and offers are accepted
+    new = np.where(easy, 0, rng.integers(1, 10, size=n))
+    reward = np.where(easy[:, None], 0.8, 0.1) * np.ones((n, 10))
+    serving |= {"ten": np.arange(n), "each": np.arange(n), "new_choice": new, "reward": reward}
+    logs = [serving["estimates"](0.3, rng) for _ in range(50)]
+    mean = {name: np.mean([log[name] for log in logs]) for name in logs[0]}
+    truth = reward[np.arange(n), new].mean()
+    assert mean["IPS"] == pytest.approx(truth, abs=0.01) == mean["SNIPS"]
+    assert mean["naive: where both agree"] > truth + 0.2

@@ -49,6 +49,9 @@ TRAINED = {
     "05_recommendation": "hybrid|als",
     "05b_bundles": "hybrid|ranker",
     "05c_tuning_and_ablation": "",
+    "05_recommendation": "hybrid|set_transformer|feature_factors|als",
+    "05b_bundles": "ranker",
+    "05e_households": "hybrid|feature_factors|als",
     "06_explanation": "",
     "07_deployment": "",
 }
