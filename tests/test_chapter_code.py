@@ -306,7 +306,7 @@ def test_training_stops_when_validation_does_and_keeps_the_best(sets, sample_spl
     train_encoder = sets["train_encoder"]
     inside = train_encoder.__wrapped__.__globals__
     monkeypatch.setitem(inside, "validation_ndcg", lambda *a: next(values))
-    monkeypatch.setitem(inside, "BUDGET", {"batch": 16, "warmup": 2, "evaluate_every": 2, "patience": 3})
+    monkeypatch.setitem(inside, "BUDGET", {"batch": 16, "warmup": 2, "evaluate_every": 2, "patience": 6})
     train = sets["parts_of"](sample_split.train)
     how = {"lr": 5e-3, "dropout": 0.1, "width": 16}
     run = train_encoder.__wrapped__(train, train, None, "set", how, 0, 100)
