@@ -48,6 +48,7 @@ TRAINED = {
     "03_product_graph": "graph|gcn|gat|all_three",
     "05_recommendation": "hybrid|set_transformer|feature_factors|als",
     "05b_bundles": "hybrid|ranker",
+    "05d_benchmarks": "set_transformer|feature_factors|als|hybrid",
     "06_explanation": "",
     "07_deployment": "",
 }
