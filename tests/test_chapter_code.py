@@ -1,5 +1,6 @@
 """What chapters 02, 03, 05, 05b and 05c define in their cells: known answers, toys, the recommenders' contract.
 """What chapters 02, 03, 05, 05b and 05e define in their cells: known answers, toys, the recommenders' contract.
+"""What chapters 02, 03, 05b and 05d define in their cells: known answers, toys, the recommenders' contract.
 
 The cells that define them are executed from the notebooks.
 """
@@ -150,14 +151,21 @@ def test_the_best_state_is_kept(linking, two_worlds):
     assert np.allclose(encoder.vectors(), seen[0])
 
 
-# ------------------------------------------------------------------------------------ chapter 05: the set transformer
+# ------------------------------------------------------------------------------------ chapter 05d: transformers
 
 
 @pytest.fixture(scope="module")
 def sets():
-    names = ("SetEncoder", "attention_layers", "set_scores", "pad_sets", "mask_items", "masked_item_loss")
-    names += ("train_set_encoder", "SetTransformer", "score_sets")
-    return chapter_code("05_recommendation", *names)
+    names = ("SetEncoder", "Attention", "Layer", "pad_sets", "mask_items", "masked_item_loss", "Sets", "cross_entropy")
+    names += ("train_encoder", "SetTransformer", "score_sets", "sort_past", "earlier_baskets", "recent_items")
+    names += ("household_history", "age_bin", "read_queries", "parts_of")
+    return chapter_code("05d_benchmarks", *names)
+
+
+def dated(rows, households, days):
+    """Baskets at nine o'clock of these days of 2017."""
+    when = np.datetime64("2017-01-01T09") + np.asarray(days) * np.timedelta64(1, "D")
+    return Baskets(baskets(rows).matrix, np.asarray(households), when.astype("datetime64[ns]"))
 
 
 def test_pad_sets_by_hand(sets):
@@ -165,7 +173,8 @@ def test_pad_sets_by_hand(sets):
     items, mask = sets["pad_sets"](matrix)
     assert items.tolist() == [[0, 2, 0], [0, 0, 0], [0, 1, 3]]
     assert mask.tolist() == [[True, True, False], [False] * 3, [True] * 3]  # item 0 is an item, not a pad
-    assert sets["pad_sets"](matrix, longest=2)[0].shape == (3, 2)
+    items, mask = sets["pad_sets"](matrix, longest=2)
+    assert items.tolist() == [[0, 2], [0, 0], [0, 1]] and mask.tolist() == [[True] * 2, [False] * 2, [True] * 2]
 
 
 def test_mask_items_hides_one_to_half_and_splits_every_basket(sets):
@@ -174,16 +183,71 @@ def test_mask_items_hides_one_to_half_and_splits_every_basket(sets):
     batch = batch[np.flatnonzero(np.diff(batch.indptr) >= 2)]
     size = np.diff(batch.indptr)
     rest, targets = sets["mask_items"](batch, rng)
-    hidden = targets.numpy() > 0
+    hidden = targets.toarray() > 0
     assert ((rest.toarray() > 0) ^ hidden == (batch.toarray() > 0)).all()  # each item is open or hidden, never both
     assert (hidden.sum(axis=1) >= 1).all() and (hidden.sum(axis=1) <= size // 2).all()
     assert (hidden.sum(axis=1) == size // 2)[size >= 4].any() and (hidden.sum(axis=1) == 1)[size >= 4].any()
-    assert torch.allclose(targets.sum(dim=1), torch.ones(len(size)))
+    np.testing.assert_allclose(targets.toarray().sum(axis=1), 1, rtol=1e-6)
+    rest, targets = sets["mask_items"](batch, rng, empty=0.5)
+    share = np.mean(np.diff(rest.indptr) == 0)
+    assert 0.35 < share < 0.65 and np.allclose(targets.toarray().sum(axis=1), 1)
 
 
-def test_the_set_transformer_keeps_the_contract(sets, sample_split, tmp_path, monkeypatch):
+def test_cross_entropy_is_that_of_a_softmax_over_what_is_not_open(sets):
+    scores = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
+    rest = sparse.csr_matrix(np.array([[1, 0, 0, 0, 0], [0, 0, 0, 0, 0]], dtype=np.float32))
+    targets = sparse.csr_matrix(np.array([[0, 0.5, 0.5, 0, 0], [0, 0, 0, 0, 1]], dtype=np.float32))
+    first, second = scores[0, 1:].log_softmax(0), scores[1].log_softmax(0)
+    expected = -(0.5 * first[0] + 0.5 * first[1] + second[4]) / 2
+    assert sets["cross_entropy"](scores, rest, targets).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_attention_agrees_with_pytorch(sets):
+    torch.manual_seed(0)
+    own, theirs = sets["Attention"](8, heads=2), torch.nn.MultiheadAttention(8, 2, batch_first=True)
+    parts = (own.query, own.key, own.value)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([part.weight for part in parts]))
+        theirs.in_proj_bias.copy_(torch.cat([part.bias for part in parts]))
+        theirs.out_proj.load_state_dict(own.out.state_dict())
+        x, mask = torch.randn(3, 4, 8), torch.tensor([[True] * 4, [True, True, False, False], [True] + [False] * 3])
+        expected = theirs(x, x, x, ~mask)[0]
+        torch.testing.assert_close(own(x, x, mask), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(own(x[:, :1], x, mask), expected[:, :1], rtol=1e-4, atol=1e-5)
+
+
+def test_no_basket_of_the_day_or_later_is_looked_at(sets):
+    """Households 0 and 1; a look back from day 5 ends with the baskets of day 4."""
+    past = sets["sort_past"](dated(np.eye(6), [1, 0, 0, 1, 0, -1], [0, 1, 4, 5, 5, 2]))
+    assert past.baskets.matrix.indices.tolist() == [1, 2, 4, 0, 3]  # by household, then by time; nobody's left out
+    asked = dated(np.zeros((4, 6)), [0, 1, 7, -1], [5, 5, 5, 5])
+    query, row = sets["earlier_baskets"](past, asked.households, asked.timestamps)
+    assert (query.tolist(), past.baskets.matrix.indices[row].tolist()) == ([0, 0, 1], [2, 1, 0])  # the latest first
+    query, row = sets["earlier_baskets"](past, asked.households, asked.timestamps, most=1)
+    assert past.baskets.matrix.indices[row].tolist() == [2, 0]
+    later = asked.timestamps + np.timedelta64(1, "D")
+    row = sets["earlier_baskets"](past, asked.households, later)[1]
+    assert past.baskets.matrix.indices[row].tolist() == [4, 2, 1, 3, 0]
+
+
+def test_the_history_is_decayed_shares_and_recent_items_have_ages(sets):
+    past = sets["sort_past"](dated([[1, 1, 0], [0, 1, 0], [0, 0, 1]], [0, 0, 0], [0, 10, 11]))
+    asked = dated(np.zeros((2, 3)), [0, 5], [20, 20])
+    history = sets["household_history"](past, asked, asked.timestamps, half_life=10.0).toarray()
+    weight = 0.5 ** (np.array([20, 10, 9]) / 10)
+    expected = np.array([weight[0], weight[0] + weight[1], weight[2]])
+    np.testing.assert_allclose(history, [expected / expected.sum(), [0, 0, 0]], rtol=1e-5)
+    items, ages, mask = sets["recent_items"](past, asked, asked.timestamps, most=2)
+    assert items.tolist() == [[2, 1], [0, 0]] and mask.tolist() == [[True, True], [False, False]]
+    assert ages[0].tolist() == sets["age_bin"](np.array([9.0, 10.0])).tolist()
+    assert sets["age_bin"](np.array([0, 0.9, 1, 3, 7, 15, 31, 400])).tolist() == [1, 1, 2, 3, 4, 5, 6, 9]
+
+
+@pytest.mark.parametrize("variant", ["set", "household", "baskets"])
+def test_the_set_transformer_keeps_the_contract(sets, sample_split, tmp_path, monkeypatch, variant):
     vectors = np.random.default_rng(0).normal(size=(30, 8))
-    make = lambda: sets["SetTransformer"](vectors, steps=5, width=16)  # noqa: E731
+    how = {"lr": 5e-3, "dropout": 0.1, "width": 16}
+    make = lambda: sets["SetTransformer"](vectors, variant, steps=5, how=how)  # noqa: E731
     model, train = make(), sample_split.train
     with pytest.raises(ValueError, match="call fit"):
         model.score(sample_split.test)
@@ -192,35 +256,113 @@ def test_the_set_transformer_keeps_the_contract(sets, sample_split, tmp_path, mo
     scores = model.score(queries)
     assert scores.shape == queries.matrix.shape and scores.dtype == np.float32 and not np.isnan(scores).any()
     order = np.random.default_rng(0).permutation(len(queries))
-    np.testing.assert_allclose(model.score(queries[order]), scores[order], rtol=1e-5)
+    np.testing.assert_allclose(model.score(queries[order]), scores[order], rtol=1e-4, atol=1e-5)
     monkeypatch.setenv("RECUTILS_CACHE", str(tmp_path / "other"))  # trained a second time, to the same bits
     np.testing.assert_array_equal(scores, make().fit(train).score(queries))
-    nothing = sparse.csr_matrix((2, 30), dtype=np.float32)
-    assert np.isneginf(model.score(baskets(nothing.toarray()))).all()
-    top = model.recommend(sample_split.test, k=5)
-    assert top.shape == (len(sample_split.test), 5)
+    nothing = baskets(np.zeros((2, 30)))  # of unknown households
+    nothing.timestamps = sample_split.test.timestamps[:2]
+    assert np.isneginf(model.score(nothing)).all()
+    known = Baskets(nothing.matrix, train.households[:2], nothing.timestamps)
+    assert np.isfinite(model.score(known)).all() == (variant != "set")  # an empty basket of a known household
+    assert model.recommend(sample_split.test, k=5).shape == (len(sample_split.test), 5)
 
 
 def test_the_set_transformer_reads_sets(sets, sample_split):
-    """The order of the items and the padding change nothing; an item less does."""
-    encoder = sets["SetTransformer"](None, steps=30, width=16).fit(sample_split.train).encoder
-    items, mask = torch.tensor([[0, 2, 5]]), torch.ones(1, 3, dtype=torch.bool)
-    with torch.inference_mode():
-        one, other = encoder(items, mask), encoder(items.flip(1), mask)
-        padded = encoder(functional.pad(items, (0, 2)), functional.pad(mask, (0, 2)))
-        fewer = encoder(items[:, :2], mask[:, :2])
-    change = (one - fewer).abs().max()
-    assert (one - other).abs().max() < 0.01 * change and (one - padded).abs().max() < 0.01 * change
+    """The order of the items and the padding change nothing; an item less, or another age, does."""
+    model = sets["SetTransformer"](None, "baskets", steps=30, how={"lr": 5e-3, "dropout": 0.1, "width": 16})
+    encoder = model.fit(sample_split.train).encoder
+    items, mask, ages = torch.tensor([[0, 2, 5]]), torch.ones(1, 3, dtype=torch.bool), torch.tensor([[0, 1, 6]])
+    history = sparse.csr_matrix(np.eye(30, dtype=np.float32)[[3]])
+
+    def read(items=items, mask=mask, ages=ages, history=history):
+        with torch.inference_mode():
+            return encoder(sets["Sets"](items, mask, ages, history))
+
+    one, back = read(), [2, 1, 0]
+    pad = lambda x: functional.pad(x, (0, 2))  # noqa: E731
+    same = [read(items[:, back], mask, ages[:, back]), read(pad(items), pad(mask), pad(ages))]
+    other = [read(items[:, :2], mask[:, :2], ages[:, :2]), read(ages=ages[:, back]), read(history=history[:, ::-1])]
+    least = min((one - x).abs().max() for x in other)
+    assert all((one - x).abs().max() < 0.01 * least for x in same)
+
+
+def test_a_transformer_of_the_household_never_reads_its_future(sets, sample_split):
+    """Baskets from the query's day on, given to the model, change nothing."""
+    model = sets["SetTransformer"](None, "baskets", steps=5, how={"lr": 5e-3, "dropout": 0.1, "width": 16})
+    model.fit(sample_split.train)
+    middle = len(sample_split.train) // 2
+    query = sample_split.train[middle : middle + 1]
+    scores = model.score(query)
+    model.past = sets["sort_past"](sample_split.train[np.flatnonzero(sample_split.train.timestamps < query.timestamps)])
+    np.testing.assert_allclose(model.score(query), scores, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
 def test_the_set_transformer_learns_planted_companions(sets, sample_split):
-    model = sets["SetTransformer"](None, steps=80, width=32).fit(sample_split.train)
+    how = {"lr": 5e-3, "dropout": 0.1, "width": 32}
+    model = sets["SetTransformer"](None, steps=160, how=how).fit(sample_split.train)
     place = {name: i for i, name in enumerate(sample_split.items["name"])}
     lift = model.score(baskets(np.eye(30)))
     lift = lift - lift.mean(axis=0)  # what an item adds to the others, popularity apart
     for cause, effect in (("pasta small", "sauce small"), ("tea small", "biscuit small")):
         assert place[effect] in np.argsort(-lift[place[cause]])[:3], (cause, effect)
+
+
+def test_training_stops_when_validation_does_and_keeps_the_best(sets, sample_split, monkeypatch):
+    values = iter([0.1, 0.3, 0.2, 0.2, 0.2, 0.9])
+    train_encoder = sets["train_encoder"]
+    inside = train_encoder.__wrapped__.__globals__
+    monkeypatch.setitem(inside, "validation_ndcg", lambda *a: next(values))
+    monkeypatch.setitem(inside, "BUDGET", {"batch": 16, "warmup": 2, "evaluate_every": 2, "patience": 6})
+    train = sets["parts_of"](sample_split.train)
+    how = {"lr": 5e-3, "dropout": 0.1, "width": 16}
+    run = train_encoder.__wrapped__(train, train, None, "set", how, 0, 100)
+    assert [c[0] for c in run["curve"]] == [2, 4, 6, 8, 10] and (run["step"], run["ndcg"]) == (4, 0.3)
+
+
+# ------------------------------------------------------------------------------------ chapter 05d: fresh counts
+
+
+@pytest.fixture(scope="module")
+def freshness():
+    return chapter_code("05d_benchmarks", "stack", "before", "query_ndcg", "fresh_ndcg", "cadences")
+
+
+def test_cadences_end_before_the_day_and_on_monday(freshness):
+    when = np.array(["2017-12-04T00:00", "2017-12-07T23:59", "2017-12-10T12:00"], "datetime64[ns]")
+    until = freshness["cadences"](when, np.datetime64("2017-10-30"))
+    assert until["daily"].astype(str).tolist() == ["2017-12-04", "2017-12-07", "2017-12-10"]
+    assert until["weekly"].astype(str).tolist() == ["2017-12-04"] * 3  # a Monday
+    assert until["protocol"].astype(str).tolist() == ["2017-10-30"] * 3
+
+
+def test_fresh_counts_never_hold_the_day_of_the_query(freshness):
+    """A model that repeats all it was given: what was bought on the day itself must not be found."""
+    rows = [[1, 1, 1, 0], [0, 0, 1, 1], [1, 1, 0, 1], [1, 1, 1, 0]]
+    store = dated(rows, [0, 0, 0, 0], [0, 3, 3, 5])
+    queries, hidden = evaluate.hide_one(store)
+    until = freshness["cadences"](queries.timestamps, np.datetime64("2017-01-02"))
+    seen = {}
+
+    def fit(past):
+        counts = np.asarray(past.matrix.sum(axis=0)).ravel()
+        seen[len(past)] = counts
+
+        class Counts:
+            def score(self, queries):
+                return np.tile(np.where(counts > 0, counts, -np.inf), (len(queries), 1)).astype(np.float32)
+
+        yield "counts", Counts()
+
+    asked = queries.timestamps > store.timestamps[0]
+    rows = np.flatnonzero(asked)
+    found = freshness["fresh_ndcg"](fit, store, queries[rows], hidden[rows], until["daily"][rows])
+    assert sorted(seen) == [1, 3] and seen[1].tolist() == [1, 1, 1, 0]  # of day 3 neither basket, of day 5 three
+    values = found["counts"]
+    first_sold_that_day = hidden[rows].indices[0] == 3
+    assert (values[0] == 0) == first_sold_that_day and not np.isnan(values).any()
+    joined = freshness["stack"](store[:2], store[2:])
+    assert (joined.matrix != store.matrix).nnz == 0 and (joined.timestamps == store.timestamps).all()
 
 
 # ------------------------------------------------------------------------------------ chapter 05b: judging bundles

@@ -52,6 +52,7 @@ TRAINED = {
     "05_recommendation": "hybrid|set_transformer|feature_factors|als",
     "05b_bundles": "ranker",
     "05e_households": "hybrid|feature_factors|als",
+    "05d_benchmarks": "set_transformer|feature_factors|als|hybrid",
     "06_explanation": "",
     "07_deployment": "",
 }
