@@ -55,6 +55,7 @@ screenshot: .venv/test
 long: .venv/test
 	RECUTILS_PROFILE=long RECUTILS_RESULTS=$(CURDIR)/data/results $(BIN)/python tools/runner.py run _build/long --only 02
 	RECUTILS_PROFILE=long RECUTILS_RESULTS=$(CURDIR)/data/results $(BIN)/python tools/runner.py run _build/long --only 05_
+	RECUTILS_PROFILE=long RECUTILS_RESULTS=$(CURDIR)/data/results $(BIN)/python tools/runner.py run _build/long --only 08
 
 format: .venv/test
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format . --exclude "*.ipynb"
