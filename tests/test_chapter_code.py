@@ -1,23 +1,28 @@
 """What chapters 02, 03, 05, 05b and 05c define in their cells: known answers, toys, the recommenders' contract.
 """What chapters 02, 03, 05, 05b and 05e define in their cells: known answers, toys, the recommenders' contract.
 """What chapters 02, 03, 05b and 05d define in their cells: known answers, toys, the recommenders' contract.
+"""What chapters 02, 03, 05, 05b and 08 define in their cells: known answers, toys, the recommenders' contract.
 
 The cells that define them are executed from the notebooks.
 """
 
 import types
 
+import hashlib
+
 import numpy as np
 import optuna
+import pandas as pd
 import pandas as pd
 import pytest
 import torch
 from chapter import definitions
+from conftest import ROOT
 from scipy import sparse
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch.nn import functional
 
-from recutils import evaluate, graph
+from recutils import data, evaluate, graph, models
 from recutils.data.schema import Baskets
 from recutils.ranker.candidates import Candidates
 
@@ -517,3 +522,90 @@ def test_ips_has_no_bias_and_agreement_has(serving):
     truth = reward[np.arange(n), new].mean()
     assert mean["IPS"] == pytest.approx(truth, abs=0.01) == mean["SNIPS"]
     assert mean["naive: where both agree"] > truth + 0.2
+
+
+# ------------------------------------------------------------------------------------ chapter 08: losses, richer text
+
+
+@pytest.fixture(scope="module")
+def own():
+    names = ("LOSSES", "no_households", "no_hours", "no_dates", "measure", "expected_hits", "cold_queries", "cold_hits")
+    names += ("tf_idf", "two_files", "against", "EXCERPT_SHA", "FROM", "UNTIL")
+    return chapter_code("08_your_own_shop", *names)
+
+
+def test_each_loss_takes_what_it_says_and_nothing_else(own, sample_split):
+    before = sample_split.train
+    for name, change in own["LOSSES"].items():
+        after = change(before)
+        assert (after.matrix != before.matrix).nnz == 0 and len(after) == len(before)
+        who = (after.households == before.households).all()
+        moment, day = after.timestamps, before.timestamps.astype("M8[D]")
+        assert moment.dtype.kind == "M" and who == (name != "households")
+        assert name != "households" or (after.households == -1).all()
+        assert (len(np.unique(moment)) == 1) == (name == "dates")
+        assert (moment == day).all() == (name == "hours")
+        assert (moment == before.timestamps).all() == (name in ("nothing", "households"))
+
+
+def test_one_pass_measures_a_blend_as_the_library_does(own, sample_split):
+    ease, popular = models.EASE(10.0).fit(sample_split.train), models.Popularity().fit(sample_split.train)
+    recency = models.HouseholdRecency(30.0).fit(sample_split.train)
+    parts = {"ease": (ease, lambda b: b), "popular": (popular, lambda b: b), "nobody": (recency, own["no_households"])}
+    blends = {"both": {"ease": 1.0, "popular": 0.5}, "popular": {"popular": 1.0}, "nobody": {"ease": 1, "nobody": 9.0}}
+    found, who = own["measure"](sample_split.test, parts, blends, size=50)
+    for name, model in {"both": models.Blend([ease, popular], [1.0, 0.5]), "popular": popular, "nobody": ease}.items():
+        expected = evaluate.complete_the_basket(model.fit(sample_split.train), sample_split)
+        np.testing.assert_allclose(found[name], expected.values("ndcg@10"))
+    assert (who == expected.households).all()
+
+
+def test_ties_fall_by_lot(own):
+    """One above, three tied: 0, a third and all of the first 1, 2 and 4 places; drawn a thousand times, the same."""
+    scores, rng = np.array([[3.0, 1.0, 1.0, 1.0, 0.0]]), np.random.default_rng(0)
+    for k, expected in ((1, 0), (2, 1 / 3), (3, 2 / 3), (4, 1)):
+        assert own["expected_hits"](scores, np.array([1.0]), k) == pytest.approx([expected])
+        noisy = scores + rng.random((3000, 5)) / 100
+        assert (((noisy > noisy[:, [1]]).sum(axis=1) < k).mean()) == pytest.approx(expected, abs=0.04)
+
+
+def test_cold_items_are_ranked_as_the_library_ranks_them(own, sample_split):
+    cold = data.hide_cold_items(sample_split, share=0.3)
+    vectors = np.random.default_rng(0).normal(size=(len(cold.items), 12))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    library = evaluate.cold_items(models.EmbeddingRecommender(vectors).fit(cold.train), cold)
+    mine = own["cold_hits"](vectors, cold, 3)
+    np.testing.assert_array_equal(mine, library.values("hr@3"))
+    texts = ["red, tea", "red, cup", "blue"]
+    np.testing.assert_allclose(own["tf_idf"](texts).toarray() @ own["tf_idf"](texts).T.toarray(), np.eye(3), atol=0.5)
+
+
+def test_a_difference_is_paired(own):
+    values = np.random.default_rng(0).random(400)
+    table = own["against"]({"whole": values, "less": values - 0.01}, "whole", np.arange(400))
+    less = table.loc["less"]
+    assert less["low"] == less["high"] == pytest.approx(-0.01) and less["is"] == "behind"
+    assert table.loc["whole", "is"] == ""
+
+
+EXCERPT = ROOT / "data" / "excerpts" / "online_retail_2011_10_11.parquet"
+
+
+def test_the_excerpt_is_what_its_card_says(own, tmp_path):
+    found, card = hashlib.sha256(EXCERPT.read_bytes()).hexdigest(), (ROOT / "data" / "README.md").read_text()
+    assert found == own["EXCERPT_SHA"] and found in card and EXCERPT.stat().st_size < 1e6
+    for said in ("CC BY 4.0", "10.24432/C5BW33", "145,453 lines of 6,099 invoices", "2011-10-01 to before 2011-12-01"):
+        assert said in card
+    lines = pd.read_parquet(EXCERPT)
+    assert len(lines) == 145_453 and lines["InvoiceNo"].nunique() == 6_099
+    assert lines["InvoiceDate"].between(own["FROM"], own["UNTIL"], inclusive="left").all()
+    account = own["two_files"](lines, tmp_path / "two")
+    assert account.sum() == len(lines)
+    sold = pd.read_parquet(tmp_path / "two" / "transactions.parquet")
+    assert len(sold) == account["used"] and (sold["quantity"] > 0).all() and (sold["price"] > 0).all()
+
+
+def test_the_excerpt_is_cut_from_the_whole_by_its_rule(own, shared):
+    whole = pd.read_parquet(shared / "online_retail.parquet")
+    cut = whole[whole["InvoiceDate"].between(own["FROM"], own["UNTIL"], inclusive="left")]
+    pd.testing.assert_frame_equal(cut.reset_index(drop=True), pd.read_parquet(EXCERPT))

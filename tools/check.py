@@ -42,7 +42,7 @@ TOLERANCES |= {"trained coverage": 0.3, "words coverage": 0.6}
 ANOTHER_SEED = TOLERANCES | {"short": 0.3}
 SHORT = {"03_product_graph": ("link_prediction", "cold_items")}
 # A bundle that wins by a near tie falls by rounding too: one of a thousand baskets is 0.3 % of a row.
-ENCODED = {"02_bert_fine_tuning": "zero_shot", "05b_bundles": "affinity"}
+ENCODED = {"02_bert_fine_tuning": "zero_shot", "05b_bundles": "affinity", "08_your_own_shop": "encoder|text"}
 WORDS = {"02_bert_fine_tuning": "^text", "03_product_graph": "text_cosine"}
 TRAINED = {
     "03_product_graph": "graph|gcn|gat|all_three",
