@@ -1,7 +1,7 @@
 """Mining against brute force, against mlxtend, and against the counts published for Groceries."""
 
 from fractions import Fraction
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pandas as pd
@@ -134,6 +134,28 @@ def test_closed_and_maximal_by_brute_force(seed, max_len):
         assert dict(zip(found["itemset"], found["count"], strict=True)) == {s: count[s] for s in expected}
 
 
+@pytest.mark.parametrize("most_pairs", [0, 10**6])
+@pytest.mark.parametrize("room", [8, 10**6])
+@pytest.mark.parametrize("max_len", [None, 1, 2, 3])
+def test_threads_change_nothing(monkeypatch, most_pairs, room, max_len):
+    """Many runs over first items, with and without counted pairs, with too little room at first: the same arrays."""
+    from recutils.rules import itemsets
+
+    x = sparse.csr_matrix(np.random.default_rng(5).random((400, 60)) < np.linspace(0.02, 0.5, 60))
+    alone = rules.mine_itemsets(x, 0.02, max_len)
+    monkeypatch.setattr(itemsets, "SMALL", 0)
+    monkeypatch.setattr(itemsets, "MOST_PAIRS", most_pairs)
+    monkeypatch.setattr(itemsets, "ROOM", room)
+    for _ in range(3):
+        found = rules.mine_itemsets(x, 0.02, max_len)
+        assert len(found.levels) == len(alone.levels)
+        for ours, theirs in zip(found.levels, alone.levels, strict=True):
+            for a, b in zip(ours, theirs, strict=True):
+                np.testing.assert_array_equal(a, b)
+    with pytest.raises(MemoryError, match="More than 33 itemsets"):
+        rules.mine_itemsets(x, 0.02, max_len, memory=1000)
+
+
 def test_pairs_that_never_grow():
     """Every basket has one partner at most: the search must not look a level too deep."""
     pairs = [[i, i + 1] for i in range(0, 200, 2)] * 2
@@ -161,6 +183,24 @@ def test_the_best_rules_by_a_measure(measure):
     np.testing.assert_allclose(best[measure], everything[measure][:20])
     assert len(best) == 20 and everything[measure].is_monotonic_decreasing
     np.testing.assert_array_equal(best["count"], everything["count"][:20])
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("bounds", [[0, 120], [0, 40, 80, 120], [0, 5, 6, 119, 120]])
+def test_partitions_find_what_all_baskets_hold(seed, bounds):
+    """Unequal parts, some of one basket, sorted so that the parts differ."""
+    x = sparse.csr_matrix(np.random.default_rng(seed).random((120, 9)) < np.linspace(0.1, 0.7, 9))
+    x = x[np.argsort(x[:, 4].toarray().ravel(), kind="stable")]
+    parts = [x[a:b] for a, b in pairwise(bounds)]
+    for support in (0.05, 0.101, 0.3):
+        found = rules.frequent_in_partitions(lambda: parts, support, 4)
+        whole = rules.frequent_itemsets(x, support, 4)
+        assert dict(zip(found["itemset"], found["count"], strict=True)) == dict(
+            zip(whole["itemset"], whole["count"], strict=True)
+        )
+        assert found["support"].tolist() == (found["count"] / 120).tolist()
+    with pytest.raises(ValueError, match="no partitions"):
+        rules.frequent_in_partitions(lambda: [], 0.1)
 
 
 @pytest.mark.parametrize("max_len", [1, 2, 3, 4])
@@ -208,6 +248,20 @@ def test_matching_rules_by_brute_force():
     got = set(zip(basket.tolist(), rule.tolist(), strict=True))
     expected = {(b, r) for r, left in enumerate(table["antecedents"]) for b in range(2500) if left <= held[b]}
     assert got == expected and (np.diff(rule) >= 0).all()
+
+
+def test_hits_of_rules_by_brute_force():
+    rng = np.random.default_rng(1)
+    x, later = (sparse.csr_matrix((rng.random((300, 9)) < 0.4).astype(np.float32)) for _ in range(2))
+    table = rules.association_rules(x, 0.05, 0.3, max_len=3)
+    held = [set(later[b].indices) for b in range(300)]
+    sides = list(zip(table["antecedents"], table["consequents"], strict=True))
+    expected = [
+        (b, r, right <= held[b]) for r, (left, right) in enumerate(sides) for b in range(300) if left <= held[b]
+    ]
+    assert sorted(zip(*rules.rule_hits(table, later), strict=True)) == sorted(expected)
+    nothing = sparse.csr_matrix((5, 9), dtype=np.float32)
+    assert [len(part) for part in rules.rule_hits(table, nothing)] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("support", [0, -0.1, 2, float("nan")])

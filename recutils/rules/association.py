@@ -138,14 +138,17 @@ def _as_matrix(baskets: Any) -> tuple[sparse.csr_matrix, list[Hashable] | None]:
     names: list[Hashable] | None = None
     if not sparse.issparse(baskets):
         names, baskets = _from_iterables(baskets)
-    matrix = sparse.csr_matrix(baskets, copy=True)
-    matrix.sum_duplicates()
-    matrix.eliminate_zeros()
+    matrix = sparse.csr_matrix(baskets)
+    matrix = sparse.csr_matrix((matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape)  # ours to look into
+    if not matrix.has_canonical_format or (matrix.data == 0).any():
+        matrix = matrix.copy()
+        matrix.sum_duplicates()
+        matrix.eliminate_zeros()
     if matrix.shape[0] == 0:
         raise ValueError("There are no baskets to mine; pass at least one.")
     if (matrix.data != 1).any():
         raise ValueError("The matrix holds values other than 0 and 1; pass (matrix > 0) instead.")
-    return matrix.astype(np.int32), names
+    return matrix, names
 
 
 def _from_iterables(baskets: Iterable[Iterable[Hashable]]) -> tuple[list[Hashable], sparse.csr_matrix]:

@@ -1,13 +1,16 @@
-"""The search for frequent itemsets: vertical, depth first, compiled (chapter 04).
+"""The search for frequent itemsets: vertical, depth first, compiled (chapter 04b).
 
 `search` finds them, `Itemsets` holds them in arrays: 12 bytes an itemset, however long it is. Needs the extra `rules`.
 """
 
 import contextlib
 import gc
+import os
 import sys
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -17,6 +20,10 @@ from scipy import sparse
 
 Level = tuple[np.ndarray, np.ndarray, np.ndarray]
 BYTES = 30  # of one itemset while it is found and put into its level; twelve of them stay
+ROOM = 1 << 21  # itemsets that are written down at once; more are only counted at first
+SMALL = 200_000  # purchases; up to these a search is over before a second thread is of use
+PARTS = 16  # of a larger search, for the threads to take in turn
+MOST_PAIRS = 1 << 23  # pairs of frequent items that are counted in one pass; of more, each item's when its turn comes
 
 
 @dataclass
@@ -122,32 +129,83 @@ def search(
     """All itemsets in at least `min_count` rows of a 0/1 matrix (n_baskets, n_items), none longer than `max_len`.
 
     `memory`: how many bytes the itemsets may take, half of what is free where not given. Raises MemoryError before
-    they take more. (What the search itself needs, a few rows of bits, comes on top.)
+    they take more. (What the search itself needs, a few rows of bits a thread, comes on top.)
 
-    The search is Eclat's (Zaki, 2000) on conditional baskets, with tid-lists as bits; rare items come first.
+    The search is Eclat's (Zaki, 2000) on conditional baskets, with tid-lists as bits; rare items come first. Large ones
+    are cut into runs of first items, which threads take in turn; the result does not depend on their number.
     """
-    support = np.asarray(matrix.sum(axis=0)).ravel().astype(np.int64)  # (n_items,)
+    support = np.bincount(matrix.indices, minlength=matrix.shape[1])  # (n_items,)
     order = np.argsort(support, kind="stable")
     order = order[support[order] >= min_count]
-    rows = sparse.csr_matrix(matrix[:, order], dtype=np.int8)
-    rows.sort_indices()
-    columns = rows.tocsc()
-    baskets, holders = ((m.indices.astype(np.int32), m.indptr.astype(np.int32)) for m in (rows, columns))
+    rank = np.full(len(support), -1, np.int32)
+    rank[order] = np.arange(len(order))
+    baskets, holders = _both_ways(matrix.indices, matrix.indptr, rank, support[order])
     memory = psutil.virtual_memory().available // 2 if memory is None else memory
     limit = min(memory // BYTES, np.iinfo(np.int32).max)
-    room = min(limit, 1 << 20)
-    for _ in range(2):  # what does not fit at first is only counted, and found again with as much room as it takes
-        out = (*(np.empty(room, np.int32) for _ in range(3)), np.empty(room, np.uint8))
-        n = _search(baskets, holders, min_count, max_len or len(order), out, limit)
-        if n > limit:
+    bounds = _bounds(baskets, len(order))
+    with _workers(len(bounds) - 1) as each:
+        pairs = _pair_counts(baskets, len(order), each) if len(bounds) > 2 else np.empty(0, np.int32)
+        search_run = partial(_search, (baskets, holders, pairs), (min_count, max_len or len(order)))
+        outs = [_room(min(limit, ROOM // (len(bounds) - 1))) for _ in bounds[1:]]
+        sizes = list(each(lambda k: search_run((bounds[k], bounds[k + 1]), outs[k], limit), range(len(outs))))
+        if sum(sizes) > limit:
             raise MemoryError(
                 f"More than {limit:,} itemsets are in {min_count} baskets, and {memory / 1e6:,.0f} MB hold no more; "
                 "ask for more support, for shorter itemsets (max_len), or allow more memory."
             )
-        if n <= room:
-            break
-        room = n
-    return Itemsets(_levels(*(a[:n] for a in out)), order, matrix.shape[0])
+        whole, ends = _room(sum(sizes)), np.cumsum([0, *sizes])
+
+        def settle(k: int) -> None:
+            """A part's itemsets to their place in the whole: copied, or found again where they did not fit."""
+            part = tuple(a[ends[k] : ends[k + 1]] for a in whole)
+            if sizes[k] > len(outs[k][0]):
+                search_run((bounds[k], bounds[k + 1]), part, limit)
+            else:
+                for a, found in zip(part, outs[k], strict=True):
+                    a[:] = found[: sizes[k]]
+            part[0][part[0] >= 0] += ends[k]
+
+        list(each(settle, range(len(outs))))
+    return Itemsets(_levels(*whole), order, matrix.shape[0])
+
+
+def _pair_counts(baskets: tuple[np.ndarray, np.ndarray], n_items: int, each: Callable) -> np.ndarray:
+    """Baskets that hold items a < b, at place `_place(a, b, n_items)`; nothing where that would be too many pairs.
+
+    Two runs over the baskets in their order, which a processor reads ahead, and not one over those of each item.
+    """
+    items, ends = baskets
+    if n_items * (n_items - 1) // 2 > MOST_PAIRS:
+        return np.empty(0, np.int32)
+    middle = int(np.searchsorted(ends, len(items) // 2))
+    halves = each(lambda part: _count_pairs(items, ends, n_items, *part), [(0, middle), (middle, len(ends) - 1)])
+    return sum(halves)
+
+
+def _room(n: int) -> tuple[np.ndarray, ...]:
+    """Parent, item, count and length of `n` itemsets."""
+    return (*(np.empty(n, np.int32) for _ in range(3)), np.empty(n, np.uint8))
+
+
+def _bounds(baskets: tuple[np.ndarray, np.ndarray], n_items: int) -> np.ndarray:
+    """Where the runs of first items begin and end: one run for a small search, else PARTS of about equal work."""
+    items, ends = baskets
+    if n_items < 2 or len(items) < SMALL:
+        return np.array([0, n_items])
+    work = np.cumsum(_work(items, ends, n_items))
+    inner = np.searchsorted(work, work[-1] * np.arange(1, PARTS) / PARTS)
+    return np.unique(np.concatenate([[0], inner, [n_items]]))
+
+
+@contextlib.contextmanager
+def _workers(n_parts: int) -> Iterator:
+    """A `map` over threads, or the ordinary one for a single part. The search holds no lock of Python's."""
+    able = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if min(n_parts, able) < 2:
+        yield map
+    else:
+        with ThreadPoolExecutor(min(n_parts, able)) as pool:
+            yield pool.map
 
 
 def _levels(parent: np.ndarray, item: np.ndarray, count: np.ndarray, length: np.ndarray) -> list[Level]:
@@ -161,6 +219,45 @@ def _levels(parent: np.ndarray, item: np.ndarray, count: np.ndarray, length: np.
     return levels
 
 
+@njit(cache=True, nogil=True)
+def _both_ways(indices, indptr, rank, support):
+    """The matrix with its items numbered by `rank` (-1: left out), by basket and by item; all numbers ascend.
+
+    Going through the baskets in order sorts the baskets of each item, and going through these the items of each basket.
+    """
+    item_ends = np.zeros(len(support) + 1, np.int32)
+    item_ends[1:] = np.cumsum(support)
+    basket_ends = np.zeros(len(indptr), np.int32)
+    holders = np.empty(item_ends[-1], np.int32)
+    free = item_ends[:-1].copy()
+    for t in range(len(indptr) - 1):
+        for k in range(indptr[t], indptr[t + 1]):
+            a = rank[indices[k]]
+            if a >= 0:
+                holders[free[a]] = t
+                free[a] += 1
+                basket_ends[t + 1] += 1
+    basket_ends = np.cumsum(basket_ends).astype(np.int32)
+    items = np.empty(item_ends[-1], np.int32)
+    free = basket_ends[:-1].copy()
+    for a in range(len(support)):
+        for k in range(item_ends[a], item_ends[a + 1]):
+            t = holders[k]
+            items[free[t]] = a
+            free[t] += 1
+    return (items, basket_ends), (holders, item_ends)
+
+
+@njit(cache=True, nogil=True)
+def _work(items, ends, n_items):
+    """How many purchases lie below each item: the later items of its baskets."""
+    work = np.zeros(n_items, np.int64)
+    for t in range(len(ends) - 1):
+        for k in range(ends[t], ends[t + 1]):
+            work[items[k]] += ends[t + 1] - k
+    return work
+
+
 @njit(cache=True, inline="always")
 def _ones(word):
     """How many bits of a 64-bit word are 1: sums of neighbours, of twos, of fours, of all."""
@@ -170,14 +267,40 @@ def _ones(word):
     return (word * np.uint64(0x0101010101010101)) >> np.uint64(56)
 
 
-@njit(cache=True)
-def _conditional(baskets, tids, a, min_count, n_items):
-    """The baskets `tids` that hold item a, numbered from 0 and cut down to the later items frequent with it.
+@njit(cache=True, inline="always")
+def _place(a, b, n_items):
+    """Where the pair a < b stands: row after row of the triangle above the diagonal."""
+    return a * (2 * n_items - a - 1) // 2 + b - a - 1
 
-    Returns those items, their counts, a row of bits for each (its baskets), and the size of the largest basket.
-    Earlier items have had their turn.
+
+@njit(cache=True, nogil=True)
+def _count_pairs(items, ends, n_items, first, last):
+    """How many of the baskets first..last - 1 hold each pair of items."""
+    pairs = np.zeros(n_items * (n_items - 1) // 2, np.int32)
+    for t in range(first, last):
+        for k in range(ends[t], ends[t + 1]):
+            row = _place(np.int64(items[k]), np.int64(0), n_items)
+            for other in range(k + 1, ends[t + 1]):
+                pairs[row + items[other]] += 1
+    return pairs
+
+
+@njit(cache=True, nogil=True)
+def _partners(baskets, tids, a, pairs, min_count, n_items):
+    """The items after a that are frequent with it, their counts, and whether each may be in a frequent triple with a.
+
+    From the counted pairs, or where there are none from the baskets `tids` of item a.
     """
     items, ends = baskets
+    if len(pairs):
+        joint = pairs[_place(a, a + 1, n_items) : _place(a, n_items, n_items)]
+        partners = np.flatnonzero(joint >= min_count) + a + 1
+        able = np.zeros(len(partners), np.bool_)
+        for x in range(len(partners)):
+            for y in range(x + 1, len(partners)):
+                if pairs[_place(partners[x], partners[y], n_items)] >= min_count:
+                    able[x] = able[y] = True
+        return partners, joint[partners - a - 1], able
     joint = np.zeros(n_items, np.int32)
     for t in tids:
         for k in range(ends[t + 1] - 1, ends[t] - 1, -1):
@@ -185,8 +308,22 @@ def _conditional(baskets, tids, a, min_count, n_items):
                 break
             joint[items[k]] += 1
     partners = np.flatnonzero(joint >= min_count)
+    return partners, joint[partners], np.full(len(partners), len(partners) > 1)
+
+
+@njit(cache=True, nogil=True)
+def _conditional(baskets, tids, a, able, n_items):
+    """The baskets `tids` that hold item a, numbered from 0 and cut down to later items, `able` = (items, which count).
+
+    Returns a row of bits for each of the items (its baskets; none where it does not count), and the size of the
+    largest basket. Earlier items have had their turn.
+    """
+    items, ends = baskets
+    partners, counts = able
     slot = np.full(n_items, -1, np.int32)
-    slot[partners] = np.arange(len(partners))
+    for p in range(len(partners)):
+        if counts[p]:
+            slot[partners[p]] = p
     bits = np.zeros((len(partners), (len(tids) + 63) // 64), np.uint64)
     longest = 0
     for q in range(len(tids)):
@@ -199,10 +336,10 @@ def _conditional(baskets, tids, a, min_count, n_items):
                 bits[p, q >> 6] |= np.uint64(1) << np.uint64(q & 63)
                 size += 1
         longest = max(longest, size)
-    return partners, joint[partners], bits, longest
+    return bits, longest
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _intersect(bits, items, counts, x, end, min_count):
     """Rows of bits for the prefix with x and each later item of its level, which ends at `end`, in the rows from there.
 
@@ -220,7 +357,7 @@ def _intersect(bits, items, counts, x, end, min_count):
     return top
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _descend(conditional, max_depth, min_count, n, out, limit):
     """All itemsets below one item, whose own row is n - 1, from its `_conditional`; returns how many there are now.
 
@@ -256,24 +393,29 @@ def _descend(conditional, max_depth, min_count, n, out, limit):
     return n
 
 
-@njit(cache=True)
-def _search(baskets, holders, min_count, max_len, out, limit):
-    """Go below every item in turn: (parent, item, count, length) into `out`, depth first; returns how many.
+@njit(cache=True, nogil=True)
+def _search(data, least_and_most, run, out, limit):
+    """Go below the items run[0]..run[1] - 1: (parent, item, count, length) into `out`, depth first; returns how many.
 
-    `baskets` = (items, ends): `items[ends[t] : ends[t + 1]]` are the items of basket t, ascending; `holders` likewise
-    the baskets of each item. Where `out` is full the search goes on counting, up to `limit`.
+    `data` = (baskets, holders, pairs). Of the baskets (items, ends) `items[ends[t] : ends[t + 1]]` are those of basket
+    t, ascending; of the holders likewise the baskets of each item. Where `out` is full the search goes on counting, up
+    to `limit`.
     """
     parent, item, count, length = out
-    tids_of, ends = holders
+    baskets, (tids_of, ends), pairs = data
+    min_count, max_len = least_and_most
     n_items, n = len(ends) - 1, 0
-    for a in range(n_items):
+    for a in range(run[0], run[1]):
         tids = tids_of[ends[a] : ends[a + 1]]
         if n < len(parent):
             parent[n], item[n], count[n], length[n] = -1, a, len(tids), 1
         n += 1
         if max_len > 1:
-            conditional = _conditional(baskets, tids, a, min_count, n_items)
-            n = _descend(conditional, max_len - 1, min_count, n, out, limit)
+            partners, joint, able = _partners(baskets, tids, a, pairs, min_count, n_items)
+            bits, longest = np.empty((len(partners), 0), np.uint64), min(len(partners), 1)
+            if max_len > 2 and able.any():
+                bits, longest = _conditional(baskets, tids, a, (partners, able), n_items)
+            n = _descend((partners, joint, bits, longest), max_len - 1, min_count, n, out, limit)
             if n > limit:
                 return n
     return n

@@ -1,4 +1,4 @@
-"""Which rules match a basket, and rules between groups of items (chapter 04)."""
+"""Which rules match a basket, and rules between groups of items (chapters 04 and 04b)."""
 
 import numpy as np
 import pandas as pd
@@ -29,6 +29,18 @@ def matching_rules(matrix: sparse.csr_matrix, antecedents: sparse.csr_matrix) ->
     basket, rule = (np.concatenate(part) for part in zip((empty, empty), *found, strict=True))
     order = np.argsort(rule, kind="stable")
     return basket[order], rule[order]
+
+
+def rule_hits(rules: pd.DataFrame, matrix: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Every time a rule with one consequent fires in other baskets: (basket, rule, whether it was right there).
+
+    `matrix` is 0/1 (n_baskets, n_items); rules are numbered by their rows, in ascending order.
+    """
+    basket, rule = matching_rules(matrix, antecedent_matrix(rules, matrix.shape[1]))
+    consequent = np.array([next(iter(side)) for side in rules["consequents"]], dtype=int)
+    if not len(basket):  # scipy gives no array for no places
+        return basket, rule, np.empty(0, dtype=bool)
+    return basket, rule, np.asarray(matrix[basket, consequent[rule]]).ravel() > 0
 
 
 def add_group_columns(matrix: sparse.csr_matrix, groups: np.ndarray) -> sparse.csr_matrix:

@@ -1,10 +1,13 @@
 """Mining against its peers, in one run on this machine: the same itemsets, time as ratios, extra memory.
 
-`make bench` prints two tables. Each measurement runs in a process of its own, so that its memory can be seen; times
-are the best of three (mlxtend: once), and every method hands over a Python object an itemset, except for the row
-`arrays`. PyFIM's `eclat` is C. The second table repeats the store with resampled households up to a million baskets.
+`make bench` prints three tables and keeps them in data/benchmarks/mining.json, which chapter 04b shows. Each of them
+runs in a process of its own, so that its memory can be seen; times are the best of three (mlxtend and rusket: once),
+and every method hands over a Python object an itemset, except for the row `arrays`. PyFIM's `eclat` is C, rusket is
+Rust. The second table repeats the store with resampled households up to a million baskets, the third goes to ten
+millions, in parts that hold a million each.
 """
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -36,6 +39,20 @@ elif method == "mlxtend fpgrowth":
     table = pd.DataFrame.sparse.from_spmatrix(x.astype(bool))
     mine = lambda: fpgrowth(table, support, max_len=longest)
     rows = lambda found: zip(found["itemsets"], (found["support"] * x.shape[0]).round())
+elif method == "rusket (Rust)":
+    import numpy as np
+    import rusket
+    table = x.astype(np.uint8)
+    mine = lambda: rusket.mine(table, support, max_len=longest, use_colnames=False, method="fpgrowth")
+    pairs_of = lambda found: zip(found["itemsets"], found["support"])
+    rows = lambda found: ((frozenset(map(int, s)), round(v * x.shape[0])) for s, v in pairs_of(found))
+elif method == "ours, parts":
+    size = 1_000_000
+    rules.mine_itemsets(x[:1000], 0.1)
+    whole, x = x, None
+    parts = lambda: (whole[start : start + size] for start in range(0, whole.shape[0], size))
+    mine = lambda: rules.frequent_in_partitions(parts, support, longest)
+    rows = lambda found: zip(found["itemset"], found["count"])
 else:
     import fim
     from recutils.rules.association import min_count_of
@@ -46,7 +63,7 @@ else:
 peak = lambda: int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1]) / 1024
 before = peak()
 seconds = []
-for _ in range(1 if method.startswith("mlxtend") else 3):
+for _ in range(1 if method.startswith(("mlxtend", "rusket")) else 3):
     found = None
     start = time.perf_counter()
     found = mine()
@@ -55,7 +72,8 @@ memory = peak() - before
 check = 0 if longest is None else sum(hash((itemset, int(count))) for itemset, count in rows(found))
 print(len(found), min(seconds), memory, peak(), check)
 """
-OURS, MLXTEND, FIM = ["ours", "ours, arrays"], "mlxtend fpgrowth", "PyFIM eclat (C)"
+OURS, MLXTEND, FIM, RUST = ["ours", "ours, arrays"], "mlxtend fpgrowth", "PyFIM eclat (C)", "rusket (Rust)"
+KEPT = Path(__file__).parents[2] / "data" / "benchmarks" / "mining.json"
 COLUMNS = ["itemsets", "seconds", "MB on top", "MB in all", "checksum"]
 
 
@@ -74,42 +92,67 @@ def many_baskets(train: data.Baskets, n: int) -> sparse.csr_matrix:
     return train.matrix[np.concatenate([np.array(rows) for rows in drawn])[:n]]
 
 
-def main() -> None:
-    """Measure every case and print the tables; fail where the itemsets or their counts differ."""
+def small_cases(folder: Path, train: data.Baskets) -> pd.DataFrame:
+    """The store at three supports and two lengths, dense random baskets, and Groceries where it lies."""
     shared = Path(__file__).parents[3] / "shared" / "data" / "groceries_baskets.csv"
-    train = data.time_split(data.load_store()).train
     n = train.matrix.shape[0]
-    with tempfile.TemporaryDirectory() as folder:
-        files = {name: Path(folder) / f"{name}.npz" for name in ("store", "dense", "groceries", "large")}
-        sparse.save_npz(files["store"], train.matrix)
-        dense = np.random.default_rng(0).random((3000, 40)) < np.linspace(0.15, 0.75, 40)
-        sparse.save_npz(files["dense"], sparse.csr_matrix(dense, dtype=np.float32))
-        cases = [("store", 0.001, 2), ("store", 0.0003, 2), ("store", 0.001, 5), ("store", 0.0003, 5)]
-        cases += [("store", 0.0001, 5), ("store", 10 / n, 0), ("dense", 0.05, 6)]
-        if shared.exists():
-            cases.append(("groceries", 0.001, 0))
-            items = pd.Series(shared.read_text(encoding="utf-8").splitlines()).str.get_dummies(",")
-            sparse.save_npz(files["groceries"], sparse.csr_matrix(items.to_numpy(), dtype=np.float32))
-        rows = []
-        for name, support, longest in cases:
-            # 13.8 million Python sets would take more than ten gigabytes, from whomever they come.
-            everything = name == "store" and not longest
-            for method in [OURS[1], FIM] if everything else [*OURS, MLXTEND, FIM]:
-                case = {"data": name, "support": support, "longest": longest or "any", "method": method}
-                rows.append(case | measure(files[name], method, support, longest))
-        table = pd.DataFrame(rows)
-        key = ["data", "support", "longest"]
+    files = {name: folder / f"{name}.npz" for name in ("store", "dense", "groceries")}
+    sparse.save_npz(files["store"], train.matrix)
+    dense = np.random.default_rng(0).random((3000, 40)) < np.linspace(0.15, 0.75, 40)
+    sparse.save_npz(files["dense"], sparse.csr_matrix(dense, dtype=np.float32))
+    cases = [("store", 0.003, 5), ("store", 0.001, 5), ("store", 0.0003, 5), ("store", 0.0001, 5), ("store", 10 / n, 0)]
+    cases.append(("dense", 0.05, 6))
+    if shared.exists():
+        cases.append(("groceries", 0.001, 0))
+        items = pd.Series(shared.read_text(encoding="utf-8").splitlines()).str.get_dummies(",")
+        sparse.save_npz(files["groceries"], sparse.csr_matrix(items.to_numpy(), dtype=np.float32))
+    rows = []
+    for name, support, longest in cases:
+        methods = [*OURS, MLXTEND, FIM, RUST]
+        if name == "store" and support < 0.0003:  # minutes for the others
+            methods = [*OURS, FIM]
+        if name == "store" and not longest:  # as sets, 13.8 million would take more than ten gigabytes, whose ever
+            methods = [OURS[1], FIM]
+        for method in methods:
+            case = {"data": name, "support": support, "longest": longest or "any", "method": method}
+            rows.append(case | measure(files[name], method, support, longest))
+            print(rows[-1], flush=True)
+    return pd.DataFrame(rows)
+
+
+def large_cases(folder: Path, train: data.Baskets, sizes: list[int], methods: list[str]) -> pd.DataFrame:
+    """Resampled households, at a support of one in a thousand, up to five items."""
+    rows = []
+    for size in sizes:
+        file = folder / "large.npz"
+        sparse.save_npz(file, many_baskets(train, size), compressed=False)
+        for method in methods:
+            rows.append({"baskets": size, "method": method} | measure(file, method, 0.001, 5))
+            print(rows[-1], flush=True)
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    """Measure every case, print and keep the tables; fail where the itemsets or their counts differ."""
+    train = data.time_split(data.load_store()).train
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tables = {
+            "cases": (small_cases(folder, train), ["data", "support", "longest"]),
+            "growing": (large_cases(folder, train, [250_000, 500_000, 1_000_000], [OURS[0], FIM, RUST]), ["baskets"]),
+            "ten millions": (large_cases(folder, train, [10_000_000], [OURS[0], "ours, parts"]), ["baskets"]),
+        }
+    kept = {}
+    for title, (table, key) in tables.items():
         table["times ours"] = table["seconds"] / table.groupby(key)["seconds"].transform("first")
-        print(table.drop(columns="checksum").to_string(index=False, float_format="{:.4g}".format), "\n")
         for case, group in table.groupby(key):
             assert group["checksum"].nunique() == 1 and group["itemsets"].nunique() == 1, f"miners disagree on {case}"
-        rows = []
-        for size in (125_000, 250_000, 500_000, 1_000_000):
-            sparse.save_npz(files["large"], many_baskets(train, size))
-            rows += [{"baskets": size, "method": m} | measure(files["large"], m, 0.001, 5) for m in (OURS[0], FIM)]
-        table = pd.DataFrame(rows).drop(columns="checksum")
-        print(table.to_string(index=False, float_format="{:.4g}".format))
-        assert table.loc[table["method"] == OURS[0], "MB in all"].max() < 4000
+        table = table.drop(columns="checksum")
+        print(table.to_string(index=False, float_format="{:.4g}".format), "\n")
+        kept[title] = json.loads(table.round(3).to_json(orient="records"))
+    assert tables["growing"][0].query("method == 'ours'")["MB in all"].max() < 4000
+    KEPT.parent.mkdir(exist_ok=True)
+    KEPT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
