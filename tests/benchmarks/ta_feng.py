@@ -7,6 +7,7 @@ has it (`pip install cornac==3.0.0 similaripy` in an environment of its own) and
 on N_CUSTOMERS customers drawn at random (default 400: its TIFUKNN searches neighbours one customer at a time).
 """
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -108,7 +109,8 @@ def main() -> None:
         folder = Path(name)
         if python:
             write_lines(folder, past, ahead, some.households)
-            subprocess.run([python, __file__, "--cornac", name], check=True)
+            quiet = {**os.environ, "TQDM_DISABLE": "1"}  # no bars
+            subprocess.run([python, "-X", "faulthandler", __file__, "--cornac", name], check=True, env=quiet)
         print(f"{'Ta-Feng, ' + str(n) + ' customers':<26}{'ours':>8}{'cornac':>8}{'largest, one customer':>23}")
         for model_name, model in found.items():
             scores = model.fit(past).score(chapter.without_items(some))
