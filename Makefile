@@ -56,7 +56,6 @@ notebooks: .venv/test
 screenshot: .venv/test
 	RECUTILS_STRICT=1 RECUTILS_SCREENSHOT=1 $(BIN)/pytest -q tests/test_serve.py -k keyboard
 
-<<<<<<< HEAD
 long: .venv/test .venv/ta_feng
 	@for chapter in 02 05c 05d 08; do \
 	  RECUTILS_PROFILE=long RECUTILS_RESULTS=$(CURDIR)/data/results $(BIN)/python tools/runner.py run _build/long --only $$chapter || exit 1; \

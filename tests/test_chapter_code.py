@@ -1,18 +1,13 @@
-"""What chapters 02, 03, 05, 05b and 05c define in their cells: known answers, toys, the recommenders' contract.
-"""What chapters 02, 03, 05, 05b and 05e define in their cells: known answers, toys, the recommenders' contract.
-"""What chapters 02, 03, 05b and 05d define in their cells: known answers, toys, the recommenders' contract.
-"""What chapters 02, 03, 05, 05b and 08 define in their cells: known answers, toys, the recommenders' contract.
+"""What chapters 02, 03, 05b to 05e and 08 define in their cells: known answers, toys, the recommenders' contract.
 
 The cells that define them are executed from the notebooks.
 """
 
-import types
-
 import hashlib
+import types
 
 import numpy as np
 import optuna
-import pandas as pd
 import pandas as pd
 import pytest
 import torch

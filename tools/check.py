@@ -47,14 +47,13 @@ WORDS = {"02_bert_fine_tuning": "^text", "03_product_graph": "text_cosine"}
 TRAINED = {
     "03_product_graph": "graph|gcn|gat|all_three",
     "05_recommendation": "hybrid|als",
-    "05b_bundles": "hybrid|ranker",
-    "05c_tuning_and_ablation": "",
-    "05_recommendation": "hybrid|set_transformer|feature_factors|als",
     "05b_bundles": "ranker",
-    "05e_households": "hybrid|feature_factors|als",
+    "05c_tuning_and_ablation": "",
     "05d_benchmarks": "set_transformer|feature_factors|als|hybrid",
+    "05e_households": "hybrid|feature_factors|als",
     "06_explanation": "",
     "07_deployment": "",
+    "07b_operation": "",
 }
 
 
