@@ -300,7 +300,7 @@ def test_a_transformer_of_the_household_never_reads_its_future(sets, sample_spli
 @pytest.mark.slow
 def test_the_set_transformer_learns_planted_companions(sets, sample_split):
     how = {"lr": 5e-3, "dropout": 0.1, "width": 32}
-    model = sets["SetTransformer"](None, steps=160, how=how).fit(sample_split.train)
+    model = sets["SetTransformer"](None, steps=80, how=how).fit(sample_split.train)
     place = {name: i for i, name in enumerate(sample_split.items["name"])}
     lift = model.score(baskets(np.eye(30)))
     lift = lift - lift.mean(axis=0)  # what an item adds to the others, popularity apart
