@@ -400,7 +400,7 @@ def test_the_report_reads_words_by_the_packaged_encoder(tmp_path, monkeypatch):
 def test_progress_says_which_model_of_how_many(tmp_path, capsys):
     strange.csv(tmp_path, strange.lines())
     assert cli.main(["report", str(tmp_path), "--no-encoder"]) == 0
-    tried = re.findall(r"trying (.+) \(model (\d) of (\d)\)", capsys.readouterr().err)
+    tried = re.findall(r"trying (.+) \(model (\d) of (\d), \d settings?\)", capsys.readouterr().err)
     assert [int(place) for _, place, _ in tried] == list(range(1, len(tried) + 1)) and {n for *_, n in tried} == {"6"}
 
 
