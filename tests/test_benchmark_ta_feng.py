@@ -4,6 +4,8 @@ The cells that define them are executed from the notebook. The data lie in a pac
 installs (`make long` does): where it is missing, the test of the real data is skipped.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,7 +18,7 @@ from recutils.data.schema import Baskets
 STEM = "fragments/ta_feng"
 NAMES = ["ta_feng_file", "read_ta_feng", "kept_lines", "to_baskets", "cut", "without_items", "ranks_in_last"]
 NAMES += ["repeat_and_novel", "values_of", "PersonalFrequency", "FromHistory", "NearestCustomers", "UserPopularity"]
-NAMES += ["Blend", "two_stages", "labelled", "grown", "group_weights", "END", "PUBLISHED"]
+NAMES += ["group_weights", "ranks_in_table", "END", "PUBLISHED"]
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +130,18 @@ def test_history_models_are_fitted_anew_at_an_origin(chapter, toy):
     direct = chapter.FromHistory(models.ItemKNN(None), 1000).fit(past)
     queries = chapter.without_items(ahead)
     np.testing.assert_array_equal(model.score(queries), direct.score(queries))
+
+
+def test_ranks_in_a_table_of_candidates(chapter, two_customers):
+    """Equal scores share the worse place; what was not retrieved has no rank."""
+    _, ahead = chapter.cut(two_customers)  # customer 1 wants item 2; customer 0 items 0 and 3
+    table = SimpleNamespace(
+        rows=np.array([0, 0, 0, 1, 1]),
+        columns=np.array([0, 1, 2, 0, 1]),
+        labels=np.array([False, False, True, True, False]),
+    )
+    model = SimpleNamespace(score_candidates=lambda table: np.array([3.0, 1, 1, 7, 2]))
+    np.testing.assert_array_equal(chapter.ranks_in_table(model, table, ahead), [[3, np.nan], [1, np.inf]])
 
 
 @pytest.mark.store
