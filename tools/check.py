@@ -28,6 +28,7 @@ KEPT = ROOT / "data" / "results"
 MOST_GB = {"02": 2.0, "03": 1.95, "04": 1.95, "06": 2.2, "07": 2.6}
 # fresh clone compiles the miner, which holds 0.15 GB in 04 and 04b. Chapter 07 runs a service beside the kernel.
 MOST_GB = {"02": 2.0, "03": 1.95, "05": 2.2, "06": 2.2, "07": 2.6}
+MOST_GB = {"02": 2.0, "03": 1.95, "04": 1.95, "05": 1.95, "06": 2.2, "07": 2.6}
 MEANT_GB = 1.8
 CELL_SECONDS = 1200
 
