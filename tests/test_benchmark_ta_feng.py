@@ -14,11 +14,12 @@ from scipy import sparse
 
 from recutils import models
 from recutils.data.schema import Baskets
+from recutils.ranker.candidates import Candidates
 
 STEM = "fragments/ta_feng"
 NAMES = ["ta_feng_file", "read_ta_feng", "kept_lines", "to_baskets", "cut", "without_items", "ranks_in_last"]
 NAMES += ["repeat_and_novel", "values_of", "PersonalFrequency", "FromHistory", "NearestCustomers", "UserPopularity"]
-NAMES += ["group_weights", "ranks_in_table", "END", "PUBLISHED"]
+NAMES += ["group_weights", "ranks_in_table", "day_unknown", "END", "PUBLISHED"]
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +143,16 @@ def test_ranks_in_a_table_of_candidates(chapter, two_customers):
     )
     model = SimpleNamespace(score_candidates=lambda table: np.array([3.0, 1, 1, 7, 2]))
     np.testing.assert_array_equal(chapter.ranks_in_table(model, table, ahead), [[3, np.nan], [1, np.inf]])
+
+
+def test_an_unknown_day_is_that_of_the_last_known_basket(chapter, two_customers):
+    _, ahead = chapter.cut(two_customers)  # 1 and 5 days later
+    names = [f"{of}_{what}" for of in ("bought", "bought_subclass") for what in ("days_since", "gap", "due")]
+    features = pd.DataFrame([[4.0, 3, 4 / 3] * 2, [9.0, 2, 4.5] * 2], columns=names)
+    table = Candidates(np.array([0, 1]), np.array([2, 0]), features, np.ones(2, bool), np.ones((2, 1)), ["x"])
+    found = chapter.day_unknown(table, ahead).features
+    assert found["bought_days_since"].tolist() == [3, 4] and found["bought_subclass_due"].tolist() == [1, 2]
+    assert features["bought_days_since"].tolist() == [4, 9]  # the table itself stays
 
 
 @pytest.mark.store
