@@ -25,6 +25,8 @@ import book
 import check
 import runner
 
+from recutils import settings
+
 STEMS = sorted(p.stem for p in (ROOT / "notebooks").glob("*.md"))
 ADDRESS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
 
@@ -287,11 +289,21 @@ def test_ctrl_c_leaves_nothing_half_written_and_the_next_build_goes_on(three):
 def test_a_chapter_that_reads_the_rows_of_others_is_executed_again_when_these_change(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "NOTEBOOKS", tmp_path)
     monkeypatch.setenv("RECUTILS_RESULTS", str(tmp_path))
-    (tmp_path / "05_reads.md").write_text("evaluate.read_results()")
+    (tmp_path / "05_reads.md").write_text("evaluate.leaderboard(evaluate.read_results())")
     (tmp_path / "04_does_not.md").write_text("nothing")
     before = [runner.run_key("05_reads"), runner.run_key("04_does_not")]
     (tmp_path / "02_words.json").write_text("[1]")
-    assert runner.run_key("05_reads") != before[0] and runner.run_key("04_does_not") == before[1]
+    now = runner.run_key("05_reads")
+    assert now != before[0] and runner.run_key("04_does_not") == before[1]
+    for later in ("05_reads.json", "05b_later.json"):  # its own, and what a run of a later chapter makes
+        (tmp_path / later).write_text("[1]")
+        assert runner.run_key("05_reads") == now
+    monkeypatch.setattr(settings, "REPOSITORY_RESULTS", tmp_path)  # rows of a later chapter that came with a clone
+    with_later = runner.run_key("05_reads")
+    (tmp_path / "05_reads.json").write_text("[2]")
+    assert runner.run_key("05_reads") == with_later
+    (tmp_path / "05b_later.json").write_text("[2]")
+    assert runner.run_key("05_reads") != with_later
 
 
 # ------------------------------------------------------------------------------------ the repository's address

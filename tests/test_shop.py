@@ -384,6 +384,26 @@ def test_colours_of_the_page_have_contrast():
             assert ratio >= 4.5, (front, back, ratio)
 
 
+def test_the_report_reads_words_by_the_packaged_encoder(tmp_path, monkeypatch):
+    """Where it is asked for and installed, English names go through it, once each; Chinese ones do not."""
+    text = pytest.importorskip("recutils.text")
+    read, encode = [], text.encode
+    monkeypatch.setattr(text, "encode", lambda encoder, texts: read.append(texts) or encode(encoder, texts))
+    for name in ("plain", "chinese"):
+        (tmp_path / name).mkdir()
+        strange.GOOD[name].write(tmp_path / name)
+        assert cli.main(["report", str(tmp_path / name), "--quiet", "--encoder"]) == 0
+        assert "<details" in (tmp_path / name / "report.html").read_text()
+    assert [sorted(texts) for texts in read] == [sorted(strange.PRODUCTS)]
+
+
+def test_progress_says_which_model_of_how_many(tmp_path, capsys):
+    strange.csv(tmp_path, strange.lines())
+    assert cli.main(["report", str(tmp_path), "--no-encoder"]) == 0
+    tried = re.findall(r"trying (.+) \(model (\d) of (\d), \d settings?\)", capsys.readouterr().err)
+    assert [int(place) for _, place, _ in tried] == list(range(1, len(tried) + 1)) and {n for *_, n in tried} == {"6"}
+
+
 def test_names_cannot_put_markup_into_the_page(tmp_path):
     table = strange.lines()
     table["product name"] = table["product name"].replace("tea", "<img src=x onerror=alert(1)>")

@@ -137,8 +137,9 @@ def compare_models(split: Split, progress: Callable[[str], None] = lambda step: 
     small = replace(split, validation=choice, test=test)
     households = bool((split.train.households >= 0).any())
     fitted, chosen = {}, {}
-    for name, grid in candidates(households, len(split.train)).items():
-        progress(f"trying {name}")
+    tried = candidates(households, len(split.train))
+    for place, (name, grid) in enumerate(tried.items(), 1):
+        progress(f"trying {name} (model {place} of {len(tried)}, {len(grid)} setting{'s' * (len(grid) > 1)})")
         fitted[name], chosen[name] = _best(small, [model.fit(split.train) for model in grid])
     progress("trying a blend")
     other = "household recency" if households else "popularity"

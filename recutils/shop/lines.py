@@ -1,5 +1,6 @@
 """From files to lines: every row gets its fields as values, and a reason where it cannot be used."""
 
+import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,10 @@ def connect(folder: Path, memory: str = "1200MB") -> Any:
         f"temp_directory={sql.quoted(str(folder))}",
         "autoinstall_known_extensions=false",
         "autoload_known_extensions=false",
-        "enable_progress_bar=false",
     ):
         con.execute(f"SET {setting}")
+    with contextlib.suppress(duckdb.InvalidInputException):  # in Jupyter without ipywidgets it can draw none anyway
+        con.execute("SET enable_progress_bar=false")
     return con
 
 

@@ -38,6 +38,7 @@ def write_report(
     else:
         progress("looking for pairs")
         rules = find_rules(split)
+        progress("companions, substitutes, bundles")
         said |= _pairs(split, shop, rules, encoder)
         said |= _models(compare_models(split, progress), cut)
         said["first"] = _first(said)
