@@ -15,7 +15,7 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "tools"))
 import check
 
-from recutils import settings
+from recutils import settings, source_code
 
 # ------------------------------------------------------------------------------------ training repeats
 
@@ -465,3 +465,61 @@ def test_an_example_that_holds_by_rounding_only_is_caught(tmp_path):
     assert check.check_notebook(path, {**os.environ, **written_by})["passed"]
     elsewhere = check.check_notebook(path, {**os.environ, **read_by})
     assert not elsewhere["passed"] and "the second" in elsewhere["said"]
+
+
+# ------------------------------------------------------------------------------------ what CI has to run
+
+
+def a_notebook(path, code="from recutils import settings", prose="Words.", output="1\n"):
+    """One text cell and one cell whose output is checked."""
+    cell = nbformat.v4.new_code_cell(code, metadata={"tags": ["nbval-check-output"]})
+    cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=output)]
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(prose), cell]), path)
+    return path
+
+
+def test_a_notebook_has_changed_where_its_check_could_come_out_otherwise(tmp_path, monkeypatch):
+    place = tmp_path / "11_some.ipynb"
+    before = check.check_key(a_notebook(place))
+    assert check.check_key(a_notebook(place, prose="Other words.")) == before
+    others = [
+        {"code": "from recutils import settings\n2"},
+        {"code": "from recutils import data"},
+        {"code": "from recutils import settings\n'data/tuning/05_recommendation.json'"},
+        {"output": "2\n"},
+    ]
+    keys = {before, *(check.check_key(a_notebook(place, **other)) for other in others)}
+    assert len(keys) == 1 + len(others)
+    a_notebook(place)
+    digest = source_code.code_digest
+    monkeypatch.setattr(source_code, "code_digest", lambda m: "new" if m == "recutils.text.encoder" else digest(m))
+    assert check.check_key(place) == before  # not imported
+    monkeypatch.setattr(source_code, "code_digest", lambda m: "new" if m == "recutils.settings" else digest(m))
+    assert check.check_key(place) != before
+
+
+def test_what_changed_is_run_and_the_rest_while_there_is_time(tmp_path, monkeypatch, capsys):
+    names = ["11_a", "12_b", "13_c", "14_d"]
+    notebooks = [a_notebook(tmp_path / f"{name}.ipynb") for name in names]
+    monkeypatch.setattr(check, "CHECKED", tmp_path / "checked.json")
+    monkeypatch.setattr(check, "ROOT", tmp_path)
+    (tmp_path / "constraints.txt").write_text("")
+    run = {"passed": True, "seconds": 100.0, "peak_gb": 1.0, "said": ""}
+    monkeypatch.setattr(check, "check_notebook", lambda notebook, environment: run | {"notebook": notebook.stem})
+    report = check.check_world("here", notebooks, {}, False)
+    assert [r["notebook"] for r in report["runs"]] == names  # no limit
+    report["wrong"] = ["('13_c', 'ease', 'test'): missing"]
+    check.keep(report, notebooks)
+    assert set(check.checked()) == {"11_a", "12_b", "14_d"}
+    a_notebook(notebooks[1], code="3")
+    for minutes, expected in (("0.1", ["12_b", "13_c"]), ("60", names)):
+        monkeypatch.setenv("RECUTILS_CHECK_MINUTES", minutes)
+        runs = check.check_world("here", notebooks, {}, False)["runs"]
+        assert [r["notebook"] for r in runs][:2] == ["12_b", "13_c"] and sorted(r["notebook"] for r in runs) == expected
+    assert capsys.readouterr().out.count("no time left; unchanged since") == 2
+
+
+def test_a_slower_machine_starts_fewer(monkeypatch):
+    monkeypatch.setattr(check, "checked", lambda: {"a": {"seconds": 100}, "b": {"seconds": 50}})
+    runs = [{"notebook": "a", "seconds": 170.0}, {"notebook": "b", "seconds": 130.0}, {"notebook": "c", "seconds": 9.0}]
+    assert check.pace(runs) == 2.0 and check.pace(runs[:1]) == 1.7 and check.pace(runs[2:]) == 1.0

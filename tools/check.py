@@ -2,26 +2,36 @@
 
     python tools/check.py                  in the world that the environment makes (make test)
     python tools/check.py plain seed ...   in worlds of tools/worlds.toml, each from empty caches (make shake)
+    python tools/check.py plain --keep     the same; those that pass are noted in data/checked.json
     python tools/check.py --export plain   print a world's variables for a shell (.ci/run)
 
 nbval runs the cells and compares outputs. What each notebook cost and which rows moved most goes to
 _build/worlds/WORLD/report.json and is printed.
+
+Where RECUTILS_CHECK_MINUTES is set, notebooks that depend on anything that changed since they were noted are all run,
+and of the others as many as fit into that time, in an order that changes from day to day.
 """
 
 import argparse
+import ast
+import datetime
+import hashlib
 import json
 import os
 import platform
+import random
 import re
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "data" / "results"
+CHECKED = ROOT / "data" / "checked.json"  # of each notebook that passed: key, day, seconds
 # Of a kernel and the processes it starts: 1.8 is meant, so that a container of 2 GB survives it. What holds more today
 # may not grow. The limits leave a tenth for other machines: in fp32 training takes that much more than in bf16, and a
 # fresh clone compiles the miner, which holds 0.15 GB in 04 and 04b. Chapter 07 runs a service beside the kernel.
@@ -124,6 +134,63 @@ def compare(
     return sorted(moved, key=lambda r: -r["by"] / tolerances[r["kind"]]), wrong
 
 
+# ---------------------------------------------------------------------------------------------- what has changed
+
+
+def check_key(notebook: Path) -> str:
+    """A hash of what a check of this notebook depends on: code cells, checked outputs, package, data, rows, pins."""
+    from recutils import source_code
+
+    cells = [c for c in json.loads(notebook.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+    sources = ["".join(cell["source"]) for cell in cells]
+    tags = [cell["metadata"].get("tags", []) for cell in cells]
+    parts = [(source, tag) for source, tag in zip(sources, tags, strict=True)]
+    outputs = [cell["outputs"] for cell, tag in zip(cells, tags, strict=True) if "nbval-check-output" in tag]
+    code = "\n".join(sources)
+    modules = {"recutils"}
+    for node in ast.walk(ast.parse(re.sub(r"^(\s*)[%!].*$", r"\1pass", code, flags=re.M))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "recutils":
+            modules |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names if alias.name.startswith("recutils")}
+    if "subprocess" in code:  # it may start any part of the package
+        files = (p.relative_to(ROOT).with_suffix("") for p in (ROOT / "recutils").rglob("*.py"))
+        modules |= {".".join(file.parts) for file in files}
+    used = sorted({line for module in modules for line in source_code.module_code(module)})
+    data = [p for p in sorted((ROOT / "data").rglob("*")) if p.is_file() and p.suffix != ".md" and p != CHECKED]
+    named = [p for p in data if p.parent == KEPT and ("read_results" in code or p.stem == notebook.stem)]
+    named += [p for p in data if p.parent != KEPT and (p.name in code or p.parent.name in code)]
+    read = [(p.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in (*named, ROOT / "constraints.txt")]
+    return hashlib.sha256(json.dumps([parts, outputs, used, read]).encode()).hexdigest()[:12]
+
+
+def checked() -> dict[str, dict]:
+    """What passed, by name of the notebook."""
+    return json.loads(CHECKED.read_text(encoding="utf-8")) if CHECKED.exists() else {}
+
+
+def keep(report: dict, notebooks: list[Path]) -> None:
+    """Note the notebooks that passed, with all their rows."""
+    passed = {run["notebook"]: run for run in report["runs"] if run["passed"]}
+    found, day = checked(), datetime.date.today().isoformat()
+    for notebook in notebooks:
+        stem = notebook.stem
+        if stem in passed and not any(f"'{stem}'" in line for line in report["wrong"]):
+            found[stem] = {"key": check_key(notebook), "day": day, "seconds": round(passed[stem]["seconds"])}
+    CHECKED.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def in_order(notebooks: list[Path], minutes: float | None) -> list[tuple[Path, float]]:
+    """Notebooks in the order to run them, each with the seconds it may be expected to take: 0 where it must run."""
+    if minutes is None:
+        return [(notebook, 0.0) for notebook in notebooks]
+    before = checked()
+    same = [n for n in notebooks if before.get(n.stem, {}).get("key") == check_key(n)]
+    random.Random(datetime.date.today().toordinal()).shuffle(same)
+    must = [(notebook, 0.0) for notebook in notebooks if notebook not in same]
+    return must + [(notebook, before[notebook.stem]["seconds"]) for notebook in same]
+
+
 # ---------------------------------------------------------------------------------------------- a world
 
 
@@ -150,23 +217,38 @@ def check_notebook(notebook: Path, environment: dict[str, str]) -> dict:
     return {**found, "peak_gb": round(watch.peak_gb, 2), "said": said}
 
 
+def pace(runs: list[dict]) -> float:
+    """How many times as long this machine takes as the one that noted the times; at least as long."""
+    known = [run for run in runs if run["notebook"] in checked()]
+    noted = sum(checked()[run["notebook"]]["seconds"] for run in known)
+    return max(1.0, sum(run["seconds"] for run in known) / noted) if noted else 1.0
+
+
 def check_world(name: str, notebooks: list[Path], own: dict[str, str], fresh_cache: bool) -> dict:
     """Every notebook in one world, and its result rows beside the kept ones."""
     place = ROOT / "_build" / "worlds" / name
     shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
     environment = {**os.environ, **own, "RECUTILS_RESULTS": str(place / "results")}
     if fresh_cache:
         environment["RECUTILS_CACHE"] = str(place / "cache")
     print(f"{name}: {' '.join(f'{k}={v}' for k, v in own.items()) or 'as it is here'}", flush=True)
-    runs = []
-    for notebook in notebooks:
+    minutes = os.environ.get("RECUTILS_CHECK_MINUTES")
+    runs: list[dict] = []
+    start, left = time.monotonic(), []
+    for notebook, expected in in_order(notebooks, float(minutes) if minutes else None):
+        if expected and (time.monotonic() - start + expected * pace(runs)) / 60 > float(minutes or 0):
+            left.append(notebook.stem)
+            continue
         run = check_notebook(notebook, environment)
         state = "passed" if run["passed"] else "FAILED"
         print(f"  {run['notebook']:<30} {run['seconds']:>7.1f} s {run['peak_gb']:>6.2f} GB  {state}", flush=True)
         if not run["passed"]:
             print(run["said"], flush=True)
         runs.append(run)
-    stems = [n.stem for n in notebooks]
+    for stem in left:
+        print(f"  {stem:<30} no time left; unchanged since it passed on {checked()[stem]['day']}", flush=True)
+    stems = [run["notebook"] for run in runs]
     tolerances = ANOTHER_SEED if "RECUTILS_SEED" in environment else TOLERANCES
     moved, wrong = compare(rows(KEPT), rows(place / "results"), stems, tolerances)
     shutil.rmtree(place / "cache", ignore_errors=True)
@@ -178,7 +260,7 @@ def check_world(name: str, notebooks: list[Path], own: dict[str, str], fresh_cac
 def table(report: dict) -> str:
     """What moved most in a world, three rows of each kind, and what is wrong there."""
     total = sum(run["seconds"] for run in report["runs"])
-    peak = max(run["peak_gb"] for run in report["runs"])
+    peak = max((run["peak_gb"] for run in report["runs"]), default=0.0)
     text = f"\n{report['world']}: {len(report['runs'])} notebooks, {total / 60:.1f} min, at most {peak:.2f} GB\n"
     for of, most in report["tolerances"].items():
         some = [row for row in report["moved"] if row["kind"] == of]
@@ -194,6 +276,7 @@ def main() -> None:
     parser.add_argument("worlds", nargs="*", choices=[*worlds(), []], help="none: the world of the environment")
     parser.add_argument("--export", choices=worlds(), help="print the variables of this world for a shell")
     parser.add_argument("--only", default="", help="the start of the names of the notebooks wanted, such as 04")
+    parser.add_argument("--keep", action="store_true", help="note in data/checked.json what passed")
     parser.add_argument("--notebooks", type=Path, default=ROOT / "notebooks")
     options = parser.parse_args()
     if options.export:
@@ -205,6 +288,8 @@ def main() -> None:
     reports = [check_world(name, notebooks, worlds()[name], True) for name in options.worlds]
     reports = reports or [check_world(here, notebooks, {}, False)]
     print("".join(map(table, reports)))
+    if options.keep:
+        keep(reports[0], notebooks)
     sys.exit(int(any(r["wrong"] or not all(run["passed"] for run in r["runs"]) for r in reports)))
 
 
