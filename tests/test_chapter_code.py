@@ -159,7 +159,7 @@ def sets():
     names = ("SetEncoder", "Attention", "Layer", "pad_sets", "mask_items", "masked_item_loss", "Sets", "cross_entropy")
     names += ("train_encoder", "SetTransformer", "score_sets", "sort_past", "earlier_baskets", "recent_items")
     names += ("household_history", "age_bin", "read_queries", "parts_of")
-    return chapter_code("05d_benchmarks", *names)
+    return chapter_code("05d_transformer", *names)
 
 
 def dated(rows, households, days):
@@ -320,12 +320,12 @@ def test_training_stops_when_validation_does_and_keeps_the_best(sets, sample_spl
     assert [c[0] for c in run["curve"]] == [2, 4, 6, 8, 10] and (run["step"], run["ndcg"]) == (4, 0.3)
 
 
-# ------------------------------------------------------------------------------------ chapter 05d: fresh counts
+# ------------------------------------------------------------------------------------ chapter 05f: fresh counts
 
 
 @pytest.fixture(scope="module")
 def freshness():
-    return chapter_code("05d_benchmarks", "stack", "before", "query_ndcg", "fresh_ndcg", "cadences")
+    return chapter_code("05f_up_to_date", "stack", "before", "query_ndcg", "fresh_ndcg", "cadences")
 
 
 def test_cadences_end_before_the_day_and_on_monday(freshness):

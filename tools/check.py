@@ -64,7 +64,7 @@ TRAINED = {
     "05_recommendation": "hybrid|als",
     "05b_bundles": "ranker",
     "05c_tuning_and_ablation": "",
-    "05d_benchmarks": "set_transformer|feature_factors|als|hybrid",
+    "05d_transformer": "set_transformer|feature_factors|als|hybrid",
     "05e_households": "hybrid|feature_factors|als",
     "06_explanation": "",
     "07_deployment": "",

@@ -1,4 +1,4 @@
-"""Our next-basket models on Ta-Feng beside cornac's, on the same baskets and by the same metric (chapter 05d).
+"""Our next-basket models on Ta-Feng beside cornac's, on the same baskets and by the same metric (chapter 05g).
 
     python tests/benchmarks/ta_feng.py [PYTHON_WITH_CORNAC] [N_CUSTOMERS]
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-STEM = "fragments/ta_feng"  # the notebook whose models these are
+STEM = "05g_ta_feng"  # the notebook whose models these are
 SETTINGS = {"neighbours": 300, "within": 0.98, "alpha": 0.7}  # of the TIFU-KNN that both express
 PUBLISHED = {"neighbours": 300, "within": 0.9, "between": 0.7, "alpha": 0.7, "groups": 7}  # Li et al. (2023), Ta-Feng
 UPCF = {"recency": 10, "asymmetry": 0.75, "locality": 10}
@@ -60,7 +60,7 @@ def cornac_scores(folder: Path) -> None:
 
 
 def ours() -> tuple[dict[str, Any], Any, Any, Any]:
-    """Chapter 05d's code, its models that stand beside cornac's, and the last cut."""
+    """Chapter 05g's code, its models that stand beside cornac's, and the last cut."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from chapter import definitions
 
