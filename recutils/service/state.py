@@ -1,8 +1,10 @@
 """What the routes share: the model that is served, keys, limits, metrics, a worker for slow requests (chapter 07)."""
 
 import asyncio
+import contextlib
 import gc
 import logging
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from recutils.models.base import ANONYMOUS
 from recutils.service.artifact import Artifact, ArtifactError, load
-from recutils.service.auth import Authenticator, RateLimiter, ServiceSettings
+from recutils.service.auth import Authenticator, RateLimiter, ServiceSettings, read_keys
 from recutils.service.middleware import Metrics
 from recutils.service.monitor import DriftMonitor
 from recutils.service.pseudonyms import pseudonym, secret_check
@@ -25,7 +27,7 @@ log = logging.getLogger("recutils.service")
 RETRY_SECONDS = 10.0
 
 
-MAX_WAITING = 20
+MAX_WAITING = {"search": 20, "explain": 10, "feedback": 100}  # requests in a queue; one more is refused
 
 
 class ModelStore:
@@ -40,12 +42,6 @@ class ModelStore:
         self.monitor: DriftMonitor | None = None
         self.error = "no model has been loaded yet"
         self.last_tried, self.last_failed = "", 0.0
-
-    async def watch(self) -> None:
-        """Poll for a new current version, for ever."""
-        while True:
-            await self.poll()
-            await asyncio.sleep(self.settings.poll_interval)
 
     async def poll(self) -> None:
         """Serve the current version if it is another than the last one tried; one that failed, every ten seconds."""
@@ -78,6 +74,25 @@ class ModelStore:
         log.info("serving", extra={"fields": {"version": model.version}})
 
 
+class Queue:
+    """A thread, and a line of requests before it that is cut where it gets too long."""
+
+    def __init__(self, name: str, most: int) -> None:
+        self.name, self.most, self.n = name, most, 0
+        # The thread's own limit: OpenMP counts threads for each thread that calls it, so LightGBM would start more.
+        self.worker = ThreadPoolExecutor(1, name, initializer=threadpool_limits, initargs=(1,))
+
+    async def run(self, work: Callable[[], Any]) -> Any:
+        """Do `work` when all that came before it is done. Raises APIError (503) where too many wait."""
+        if self.n > self.most:
+            raise APIError(f"Busy with other requests ({self.name}).", status=503, **{"Retry-After": "1"})
+        self.n += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.worker, work)
+        finally:
+            self.n -= 1
+
+
 class AppState:
     """What the routes share."""
 
@@ -85,19 +100,48 @@ class AppState:
         self.settings, self.store, self.metrics = settings, ModelStore(settings), Metrics()
         self.authenticator = Authenticator(settings.keys)
         self.limiter = RateLimiter(settings.rate, settings.burst)
-        # The worker's own limit: OpenMP counts threads for each thread that calls it, so LightGBM would start more.
-        self.worker = ThreadPoolExecutor(1, initializer=threadpool_limits, initargs=(1,))
-        self.in_worker = 0
+        self.queues = {name: Queue(name, most) for name, most in MAX_WAITING.items()}
+        self.keys_written = 0  # when the keys that count were written, in ns
+        self.stopping = False  # a signal has come
+        self.alive_at = time.monotonic()  # when the event loop was last seen to run
+        self.refused_at = -math.inf  # when a request was last refused because others wait
 
-    async def run_in_worker(self, work: Callable[[], Any]) -> Any:
-        """Do in a thread, one at a time, what takes long: it must not stand in the way of what does not."""
-        if self.in_worker > MAX_WAITING:
-            raise APIError("Busy with other searches and reasons.", status=503, **{"Retry-After": "1"})
-        self.in_worker += 1
+    async def run_in_worker(self, queue: str, work: Callable[[], Any]) -> Any:
+        """Do in a queue's thread, one at a time, what takes long: it must not stand in the way of what does not."""
         try:
-            return await asyncio.get_running_loop().run_in_executor(self.worker, work)
-        finally:
-            self.in_worker -= 1
+            return await self.queues[queue].run(work)
+        except APIError:
+            self.refused_at = time.monotonic()
+            raise
+
+    async def watch(self) -> None:
+        """Look for a new current version and for changed keys, for ever."""
+        while True:
+            self.poll_keys()
+            await self.store.poll()
+            await asyncio.sleep(self.settings.poll_interval)
+
+    def poll_keys(self) -> None:
+        """Take up the keys of the folder when they were changed; a file that cannot be read changes nothing."""
+        with contextlib.suppress(OSError, ValueError):
+            written = (self.settings.folder / "keys.json").stat().st_mtime_ns
+            if written != self.keys_written:
+                self.authenticator.take(read_keys(self.settings.folder))
+                self.keys_written = written
+
+    def is_late(self, arrived: float) -> bool:
+        """Whether a request has waited too long, by the event loop's clock, to be begun."""
+        late = asyncio.get_running_loop().time() > arrived + self.settings.max_delay
+        self.refused_at = time.monotonic() if late else self.refused_at
+        return late
+
+    def unready(self) -> str:
+        """Why a load balancer should send requests elsewhere; empty where it need not."""
+        if self.stopping:
+            return "stopping"
+        if self.store.model is None:
+            return self.store.error
+        return "busy" if time.monotonic() < self.refused_at + 1 else ""
 
     def require_model(self) -> Artifact:
         """The version that is served now; 503 while there is none."""

@@ -186,7 +186,8 @@ def served_folder(folder: Path) -> Path:
 
 def serve_folder(folder: Path, host: str, port: int, quiet: bool = False) -> None:
     """Serve a shop until a signal ends it. It answers at once; a missing version is built in a process beside it."""
-    from recutils.service.__main__ import run, with_key
+    from recutils.service.__main__ import with_key
+    from recutils.service.server import run
 
     if not folder.exists():
         raise StoreError(
