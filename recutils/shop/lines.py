@@ -282,7 +282,7 @@ def _give_reasons(table: LineTable, settings: ReadSettings) -> None:
         "date before 1990 or in the future": "moment < '1990-01-01' OR moment > now()::TIMESTAMP + INTERVAL 2 DAY",
         "cancelled": f"{marked} OR coalesce(regexp_matches(status, {sql.quoted(sql.CANCELLED)}), false)",
         "quantity not understood": "written_quantity IS NOT NULL AND quantity IS NULL",
-        "returned (quantity below zero)": "quantity < 0",
+        "quantity below zero (returned or written off)": "quantity < 0",
         "quantity of zero": "quantity = 0",
         "price of zero or less (gifts, write-offs)": f"price <= 0 AND {str(paid).lower()}",
         "no product, but postage, a fee or a voucher": f"regexp_matches(lower(coalesce(name, item)), "
