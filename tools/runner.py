@@ -25,6 +25,7 @@ from typing import Any
 
 import jupytext
 import nbformat
+import numpy as np
 import psutil
 from measure import Watch, kernels
 from nbclient import NotebookClient
@@ -272,6 +273,8 @@ def own_rows(name: str) -> Path:
 def line(run: dict) -> str:
     """A run in one line."""
     text = f"{run['notebook']:<30} {clock(run['seconds']):>12} {run['peak_gb']:>6.2f} GB"
+    if any(run.get("cells_gb", [])):
+        text += f" (most in cell {int(np.argmax(run['cells_gb'])) + 1})"
     failure = run["failure"]
     if failure:
         text += f"  FAILED in cell {failure['cell']} of {run['n_cells']}: {failure['error']}"
