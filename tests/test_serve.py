@@ -1471,7 +1471,23 @@ def test_alert_rules_name_metrics_that_there_are(client):
     for rule in group["rules"]:
         named = set(re.findall(r"(?:http|recutils)_\w+", rule["expr"]))
         assert named and named <= there, (rule["alert"], named - there)
-    assert {"Drift", "ModelNotLoaded", "Errors", "Slow"} == {rule["alert"] for rule in group["rules"]}
+        assert set(rule["annotations"]) == {"summary"}  # a comma in plain YAML begins another
+    assert {"Drift", "ModelNotLoaded", "Errors", "Refusing", "Slow"} == {rule["alert"] for rule in group["rules"]}
+
+
+def test_the_board_shows_metrics_that_there_are(client):
+    client.post("/recommend", json={"basket": ["i00"]})
+    client.post("/feedback", json={"item": "i00", "event": "shown"})
+    lines = client.get("/metrics").text.splitlines()
+    there = {line.split("{")[0].split(" ")[0] for line in lines if line[0] != "#"}
+    there |= {line.split(" ")[2] for line in lines if line.startswith("# TYPE")}  # without a value yet
+    board = json.loads((ROOT / "deploy" / "grafana.json").read_text())
+    for panel in board["panels"]:
+        (target,) = panel["targets"]
+        named = set(re.findall(r"(?:http|recutils)_\w+", target["expr"]))
+        assert named and named <= there, (panel["title"], named - there)
+    places = [tuple(panel["gridPos"].values()) for panel in board["panels"]]
+    assert len(set(places)) == len(places)
 
 
 def test_the_service_needs_no_torch():

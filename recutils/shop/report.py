@@ -239,7 +239,7 @@ def _trust(shop: Shop, shape: Shape, said: dict[str, Any]) -> list[str]:
     found = []
     if said["rules"]:
         found.append(
-            f"{len(said['rules'])} pairs that beat chance are shown; {held.get('yes', 0)} of them held in the {period}, "
+            f"{len(said['rules'])} pairs that beat chance are shown; {held.get('yes', 0)} held in the {period}, "
             f"{held.get('no', 0)} did not, for {held.get('too few', 0)} there are too few to tell."
         )
     else:
