@@ -954,6 +954,41 @@ def test_not_ready_until_a_version_is_there(settings, small, encoder):
         assert "no-such-version" in client.app.state.shared.store.error
 
 
+def test_a_share_of_the_households_is_answered_by_the_canary(settings, small, folder, encoder):
+    settings.folder = folder
+    old = artifact.current_version(folder)
+    name, small.names[1] = small.names[1], "another name"
+    new = artifact.save(small, folder, encoder)
+    small.names[1] = name
+    artifact.set_current(folder, old)
+    with pytest.raises(ArtifactError, match="no version"):
+        artifact.set_canary(folder, "nothing", 0.5)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        artifact.set_canary(folder, new, 1.5)
+    artifact.set_canary(folder, new, 0.3)
+    with TestClient(app.create_app(settings)) as client:
+        client.headers["X-API-Key"] = KEY
+        state = client.app.state.shared
+
+        def answered_by(household):
+            return client.post("/recommend", json={"basket": ["i00"], "household": household}).json()["version"]
+
+        client.portal.call(state.store.poll)
+        client.portal.call(state.store.poll_canary)
+        households = [f"household {n}" for n in range(200)]
+        first = [answered_by(h) for h in households]
+        assert 0.2 < np.mean([v == new for v in first]) < 0.4 and set(first) == {old, new}
+        assert [answered_by(h) for h in households[:20]] == first[:20] and answered_by(None) == old
+        for version in (old, new, "made up"):
+            client.post("/feedback", json={"item": "i00", "event": "shown", "version": version})
+        counted = re.findall(r'feedback_total\{event="shown",version="(\w+)"\} 1.0', client.get("/metrics").text)
+        assert sorted(counted) == sorted([old, new, "other"])
+        assert artifact.prune(folder, 0) == []
+        artifact.set_canary(folder, new, 0)
+        client.portal.call(state.store.poll_canary)
+        assert {answered_by(h) for h in households[:20]} == {old} and artifact.prune(folder, 0) == [new]
+
+
 def test_a_version_with_other_pseudonyms_is_refused(settings, small, encoder):
     artifact.save(small, settings.folder, encoder)
     settings.secret, settings.poll_interval = b"another secret altogether", 1e6

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from recutils.service.artifact import prune, roll_back
+from recutils.service.artifact import prune, roll_back, set_canary
 from recutils.service.auth import (
     SCOPES,
     ServiceSettings,
@@ -35,6 +35,9 @@ def arguments() -> argparse.Namespace:
     add.add_argument("--days", type=float, help="how long it holds (default: for ever)")
     add.add_argument("--scopes", default=",".join(SCOPES), help="what it may do (default: %(default)s)")
     commands.add_parser("revoke-key", help="forget a client's key").add_argument("client")
+    canary = commands.add_parser("canary", help="try a version out on a share of the known households")
+    canary.add_argument("version")
+    canary.add_argument("--share", type=float, default=0.1, help="0 ends it (default: %(default)s)")
     commands.add_parser("roll-back", help="serve the version before the current one")
     keep = commands.add_parser("prune", help="delete old versions")
     keep.add_argument("--keep", type=int, default=3, help="how many stay (default: %(default)s)")
@@ -52,6 +55,9 @@ def operate(asked: argparse.Namespace) -> str:
         return "Revoked." if revoke_key(folder, asked.client) else f"{asked.client} has no key."
     if asked.command == "roll-back":
         return f"Current: {roll_back(folder)}"
+    if asked.command == "canary":
+        set_canary(folder, asked.version, asked.share)
+        return f"{asked.version}: {asked.share:.0%}"
     if asked.command == "prune":
         return f"Deleted: {' '.join(prune(folder, asked.keep)) or 'none'}"
     erased = erase_feedback(folder, pseudonym(asked.household, load_settings(folder).secret))

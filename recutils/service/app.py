@@ -91,11 +91,11 @@ def item_columns(model: Artifact, items: list[str], where: str) -> np.ndarray:
 @router.post("/recommend", responses=ERROR_RESPONSES)
 async def recommend(request: RecommendRequest, state: State) -> ItemsResponse:
     """What to offer next to an open basket, best first. A household that is not known is anonymous."""
-    model, monitor = state.require_model(), state.store.monitor
+    model, monitor = state.require_model(request.household), state.store.monitor
     basket = item_columns(model, request.basket, "body.basket")
     household = state.household_row(model, request.household)
     items, scores = model.ranker.recommend_one(basket, household, request.moment, request.k)
-    if monitor is not None and len(basket) and len(scores):
+    if monitor is not None and model is state.store.model and len(basket) and len(scores):
         monitor.count("department", model.department_codes[basket])
         monitor.count_values("size", len(basket))
         monitor.count_values("score", float(scores[0]))
@@ -146,7 +146,7 @@ async def search(
 @router.post("/explain", responses=ERROR_RESPONSES)
 async def explain_offer(request: ExplainRequest, state: State) -> ExplainResponse:
     """Why an item is offered to an open basket: measured evidence, and a sentence that says no more."""
-    model = state.require_model()
+    model = state.require_model(request.household)
     basket = item_columns(model, request.basket, "body.basket")
     item = int(item_columns(model, [request.item], "body.item")[0])
     if item in basket:
@@ -168,7 +168,7 @@ async def feedback(request: FeedbackRequest, state: State) -> FeedbackResponse:
     keep = partial(append_feedback, state.settings.folder, entry, state.settings.max_feedback)
     if not await state.run_in_worker("feedback", keep):
         raise APIError("There is no room for more feedback; tell the shop.", status=503)
-    state.metrics.feedback.labels(request.event).inc()
+    state.metrics.feedback.labels(request.event, state.version_label(request.version)).inc()
     return FeedbackResponse(stored=True)
 
 

@@ -59,7 +59,9 @@ class Metrics:
         self.seconds = prometheus.Histogram(
             "http_request_duration_seconds", "Time to answer", ["route"], buckets=times, registry=registry
         )
-        self.feedback = prometheus.Counter("recutils_feedback", "What became of offers", ["event"], registry=registry)
+        self.feedback = prometheus.Counter(
+            "recutils_feedback", "What became of offers", ["event", "version"], registry=registry
+        )
         self.model, self.failed, self.drift, self.alert = (
             prometheus.Gauge(f"recutils_{name}", text, labels, registry=registry)
             for name, text, labels in (

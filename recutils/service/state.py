@@ -14,7 +14,7 @@ import prometheus_client as prometheus
 from threadpoolctl import threadpool_limits
 
 from recutils.models.base import ANONYMOUS
-from recutils.service.artifact import Artifact, ArtifactError, load
+from recutils.service.artifact import Artifact, ArtifactError, load, read_canary
 from recutils.service.auth import Authenticator, RateLimiter, ServiceSettings, read_keys
 from recutils.service.middleware import Metrics
 from recutils.service.monitor import DriftMonitor
@@ -40,6 +40,8 @@ class ModelStore:
         self.settings = settings
         self.model: Artifact | None = None
         self.monitor: DriftMonitor | None = None
+        self.canary: Artifact | None = None
+        self.share = 0.0  # of the known households that the canary answers
         self.error = "no model has been loaded yet"
         self.last_tried, self.last_failed = "", 0.0
 
@@ -61,14 +63,37 @@ class ModelStore:
                 log.error("not loaded", extra={"fields": {"version": current[:64], "error": self.error}})
         self.last_tried = current
 
+    async def poll_canary(self) -> None:
+        """Serve the version that is tried out to its share; one that cannot be loaded to nobody."""
+        version, share = read_canary(self.settings.folder)
+        if version != (self.canary.version if self.canary else ""):
+            self.canary, self.share = None, 0.0
+            if version:
+                try:
+                    self.canary = self.checked(await asyncio.to_thread(load, self.settings.folder, version))
+                except Exception as error:
+                    log.error("canary not loaded", extra={"fields": {"version": version[:64], "error": str(error)}})
+        self.share = share if self.canary else 0.0
+
+    def model_for(self, household: str) -> Artifact | None:
+        """The version that answers a household, known by its pseudonym; the same one each time."""
+        if self.canary is not None and household and int(household[:8], 16) < self.share * 16**8:
+            return self.canary
+        return self.model
+
+    def checked(self, model: Artifact) -> Artifact:
+        """The version itself. Raises ArtifactError for one whose pseudonyms have another secret."""
+        if model.secret_check != secret_check(self.settings.secret):
+            raise ArtifactError("Its pseudonyms were made with another secret (RECUTILS_SECRET); build it again.")
+        return model
+
     def activate(self, model: Artifact) -> None:
         """Serve another version from now on. Raises ArtifactError for one whose pseudonyms have another secret.
 
         The one before is freed when its last request ends: it holds no reference cycles, so that no garbage has to be
         collected, which would stop every request meanwhile. What is loaded need never be searched for garbage.
         """
-        if model.secret_check != secret_check(self.settings.secret):
-            raise ArtifactError("Its pseudonyms were made with another secret (RECUTILS_SECRET); build it again.")
+        self.checked(model)
         self.model, self.monitor, self.error = model, DriftMonitor(**model.reference), ""
         gc.freeze()
         log.info("serving", extra={"fields": {"version": model.version}})
@@ -119,6 +144,7 @@ class AppState:
         while True:
             self.poll_keys()
             await self.store.poll()
+            await self.store.poll_canary()
             await asyncio.sleep(self.settings.poll_interval)
 
     def poll_keys(self) -> None:
@@ -143,11 +169,18 @@ class AppState:
             return self.store.error
         return "busy" if time.monotonic() < self.refused_at + 1 else ""
 
-    def require_model(self) -> Artifact:
-        """The version that is served now; 503 while there is none."""
-        if self.store.model is None:
+    def require_model(self, household: str | None = None) -> Artifact:
+        """The version that is served now, to this household; 503 while there is none."""
+        known = "" if household is None or self.store.canary is None else pseudonym(household, self.settings.secret)
+        model = self.store.model_for(known)
+        if model is None:
             raise APIError(f"Not ready: {self.store.error}.", status=503, **{"Retry-After": "2"})
-        return self.store.model
+        return model
+
+    def version_label(self, version: str | None) -> str:
+        """A version as metrics name it: one that is served, or `other`, so that nobody can make up names."""
+        served = {model.version for model in (self.store.model, self.store.canary) if model is not None}
+        return version if version in served else "other"
 
     def household_row(self, model: Artifact, household: str | None) -> int:
         """The ranker's row of a household; an unknown one's where it is not known."""
@@ -163,6 +196,8 @@ class AppState:
         metrics.failed.set(bool(store.error))
         if store.model is not None and store.monitor is not None:
             metrics.model.labels(store.model.version).set(1)
+            if store.canary is not None:
+                metrics.model.labels(store.canary.version).set(1)
             for name, value in store.monitor.drift().items():
                 metrics.drift.labels(name).set(value)
             for name, beyond in store.monitor.alerts().items():
