@@ -40,7 +40,8 @@ class ServiceSettings(BaseSettings):
       one, see `middleware.REQUEST_COST`
     - `max_body`, `max_feedback`: bytes of one request, and of the feedback file
     - `poll_interval`: seconds between checks of which version is current, and of the keys
-    - `max_delay`: seconds that a request may have waited before it is begun; one that waited longer is refused
+    - `max_delay`: seconds that a request may have waited since it was read from its connection, before it is begun;
+      one that waited longer is refused
     - `deadline`: seconds for one request in all, the sending of its body included
     - `patience`: seconds within which a client must have sent its request, once it is connected or has begun
     - `drain`: seconds between SIGTERM and the end of new connections; /ready says no meanwhile
@@ -123,9 +124,12 @@ def default_folder() -> Path:
 
 
 def read_keys(folder: Path) -> dict[str, Any]:
-    """`keys.json` of a folder: what is kept of each client's key."""
+    """`keys.json` of a folder: what is kept of each client's key. Raises ValueError where it holds something else."""
     file = folder / "keys.json"
-    return json.loads(file.read_text()) if file.exists() else {}
+    keys = json.loads(file.read_text()) if file.exists() else {}
+    if not isinstance(keys, dict):
+        raise ValueError(f"{file.name} holds no object of keys.")
+    return keys
 
 
 def _read_secret(folder: Path) -> bytes:
