@@ -297,6 +297,8 @@ def test_pair_rules_are_those_of_the_miner():
     np.testing.assert_allclose(mine.score(split.test), theirs.fit(split.train).score(split.test), rtol=1e-6)
     kept = compare.RuleRecommender.from_state(mine.state())
     np.testing.assert_array_equal(kept.score(split.test), mine.score(split.test))
+    again = compare.PairRules.from_state(mine.state())
+    np.testing.assert_array_equal(again.score(split.test), mine.score(split.test))
 
 
 def test_a_blend_ranks_what_neither_scores_last():
@@ -306,6 +308,15 @@ def test_a_blend_ranks_what_neither_scores_last():
     )
     scores = blend.score(split.test)
     assert np.isfinite(scores).all() and np.allclose(scores.mean(axis=1), 0, atol=1e-4)
+
+
+def test_the_ranker_is_compared_where_there_are_labels_enough(sample_split, monkeypatch):
+    """Its trees are grown from members that were fitted before."""
+    pytest.importorskip("lightgbm")
+    monkeypatch.setattr(compare, "FEWEST_LABELS", 10)
+    table = compare.compare_models(sample_split).set_index("model")
+    assert set(table.index) > {"popularity", "EASE"} and any("ranker" in name for name in table.index)
+    assert table["ndcg"].notna().all()
 
 
 def test_models_are_compared_on_later_baskets(sample_split):

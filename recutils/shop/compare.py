@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self, cast
 
 import numpy as np
 import pandas as pd
@@ -106,6 +106,15 @@ class PairRules(RuleRecommender):
     def state(self) -> dict[str, Any]:
         """See `Recommender.state`: that of a `RuleRecommender`."""
         return {name: value for name, value in super().state().items() if name not in ("table", "min_count")}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Self:
+        """See `Recommender.from_state`: the table is made again from the rules."""
+        model = cast(Self, super().from_state(state))
+        items, rules = model.left.nonzero()
+        shape = (model.left.shape[0],) * 2
+        model.table = sparse.csr_matrix((model.weights[rules], (items, model.right[rules])), shape)
+        return model
 
 
 def candidates(households: bool, n_baskets: int) -> dict[str, list[Recommender]]:
