@@ -53,8 +53,9 @@ screenshot: .venv/test
 	RECUTILS_STRICT=1 RECUTILS_SCREENSHOT=1 $(BIN)/pytest -q tests/test_serve.py -k keyboard
 
 long: .venv/test
-	RECUTILS_PROFILE=long RECUTILS_RESULTS=$(CURDIR)/data/results $(BIN)/python tools/runner.py run _build/long --only 02
-	RECUTILS_PROFILE=long RECUTILS_RESULTS=$(CURDIR)/data/results $(BIN)/python tools/runner.py run _build/long --only 05_
+	@for chapter in 02 05c 05d 05f 08; do \
+	  RECUTILS_PROFILE=long RECUTILS_RESULTS=$(CURDIR)/data/results $(BIN)/python tools/runner.py run _build/long --only $$chapter || exit 1; \
+	done
 
 format: .venv/test
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format . --exclude "*.ipynb"

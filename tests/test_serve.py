@@ -21,6 +21,7 @@ import threading
 import time
 import warnings
 import weakref
+from collections import Counter
 from urllib.parse import quote
 
 import numpy as np
@@ -35,7 +36,7 @@ from scipy import sparse, stats
 from recutils import explain, models, text
 from recutils.models import ANONYMOUS, mask_basket, one_query
 from recutils.ranker import HybridRanker, RankerSettings
-from recutils.service import app, artifact, auth, build, middleware, onnx_encoder, pseudonyms, state
+from recutils.service import app, artifact, auth, build, feedback, middleware, onnx_encoder, pseudonyms, server, state
 from recutils.service import monitor as drift
 from recutils.service.artifact import ArtifactError
 
@@ -593,16 +594,49 @@ def test_a_short_secret_is_refused(tmp_path):
 
 def test_who_waits_too_long_in_line_is_told(client):
     state, done = client.app.state.shared, threading.Event()
+    asked = {"basket": ["i00", "i07"], "item": "i05"}
     try:
-        jobs = [client.portal.start_task_soon(state.run_in_worker, done.wait) for _ in range(21)]
-        client.portal.call(asyncio.sleep, 0)  # all of them have begun: one runs, twenty wait
-        answer = client.get("/search?q=tea")
+        jobs = [client.portal.start_task_soon(state.run_in_worker, "explain", done.wait) for _ in range(11)]
+        client.portal.call(asyncio.sleep, 0)  # all of them have begun: one runs, ten wait
+        answer = client.post("/explain", json=asked)
         assert answer.status_code == 503 and answer.headers["Retry-After"] == "1"
+        assert client.get("/ready").json()["error"] == "Not ready: busy."
+        assert client.get("/health").status_code == 200
+        assert client.get("/search?q=tea").status_code == 200  # waits for no explanation
         assert client.post("/recommend", json={}).status_code == 200
     finally:
         done.set()
     assert all(job.result(10) for job in jobs)
-    assert client.get("/search?q=tea").status_code == 200
+    assert client.post("/explain", json=asked).status_code == 200
+
+
+def test_a_request_has_a_deadline(small, settings):
+    settings.deadline, done = 0.2, threading.Event()
+    with TestClient(app.create_app(settings, small)) as client:
+        state = client.app.state.shared
+        job = client.portal.start_task_soon(state.run_in_worker, "explain", done.wait)
+        answer = client.post("/bundle", json={"items": ["i00"]}, headers={"X-API-Key": KEY})
+        done.set()
+        assert answer.status_code == 503 and "too long" in answer.json()["error"] and job.result(10)
+        assert client.get("/search?q=tea", headers={"X-API-Key": KEY}).status_code == 200
+
+
+def test_who_has_waited_too_long_is_refused_at_once(client):
+    state = client.app.state.shared
+
+    async def refused(path, waited):
+        scope = {"type": "http", "path": path, "headers": [], "client": ("1.2.3.4", 5)}
+        scope["state"] = {"arrived": asyncio.get_running_loop().time() - waited}
+        around = middleware.RequestMiddleware(
+            None, state.authenticator, state.limiter, state.metrics, state.is_late, state.settings.deadline
+        )
+        answer = around.refuse(scope)
+        return answer.status_code if answer else None
+
+    assert client.portal.call(refused, "/recommend", 0.11) == 503
+    assert client.get("/ready").status_code == 503
+    assert client.portal.call(refused, "/recommend", 0.01) == 401  # in time, without a key
+    assert client.portal.call(refused, "/health", 60) is None
 
 
 def test_keys_are_kept_as_hashes_for_the_owner_only(tmp_path):
@@ -637,6 +671,65 @@ def test_a_key_that_asks_too_often_must_wait(small, settings):
         assert answer.status_code == 429 and int(answer.headers["Retry-After"]) >= 900
         assert ask("/similar/i00", "another key").status_code == 200
         assert ask("/search?q=tea", "wrong").status_code == 401
+
+
+def test_a_key_may_do_what_it_was_made_for_until_it_expires(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("RECUTILS_SECRET", shop.SECRET.decode())
+    ask = auth.create_key(tmp_path, "page", scopes=["ask"])
+    old = auth.create_key(tmp_path, "old", days=-1)
+    operate = auth.create_key(tmp_path, "board", days=1, scopes=["operate"])
+    with pytest.raises(ValueError, match="not everything"):
+        auth.create_key(tmp_path, "x", scopes=["everything"])
+    settings = auth.load_settings(tmp_path)
+    with TestClient(app.create_app(settings, small)) as client:
+
+        def status(key, path, body=None):
+            headers = {"X-API-Key": key}
+            return (
+                client.post(path, json=body, headers=headers) if body else client.get(path, headers=headers)
+            ).status_code
+
+        told = {"item": "i00", "event": "added"}
+        assert [status(k, "/similar/i00") for k in (ask, old, operate)] == [200, 401, 403]
+        assert [status(k, "/feedback", told) for k in (ask, operate)] == [403, 403]
+        assert [status(k, "/metrics") for k in (ask, operate)] == [403, 200]
+
+
+def test_keys_change_while_the_service_runs(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("RECUTILS_SECRET", shop.SECRET.decode())
+    first = auth.create_key(tmp_path, "first")
+    with TestClient(app.create_app(auth.load_settings(tmp_path), small)) as client:
+        state = client.app.state.shared
+        ask = lambda key: client.get("/similar/i00", headers={"X-API-Key": key}).status_code  # noqa: E731
+        state.poll_keys()
+        second = auth.create_key(tmp_path, "second")
+        assert ask(second) == 401
+        state.poll_keys()
+        assert ask(first) == ask(second) == 200
+        assert auth.revoke_key(tmp_path, "first") and not auth.revoke_key(tmp_path, "first")
+        state.poll_keys()
+        assert (ask(first), ask(second)) == (401, 200)
+        for broken in ("{torn", "[]", "null", '{"second": 7}'):
+            (tmp_path / "keys.json").write_text(broken)
+            state.poll_keys()
+            assert ask(second) == 200
+
+
+def test_guessing_keys_is_slow(client):
+    wrong = [client.get("/search?q=tea", headers={"X-API-Key": f"guess {n}"}).status_code for n in range(80)]
+    assert wrong[:50] == [401] * 50 and set(wrong) == {401, 429}
+    assert client.get("/search?q=tea").status_code == 200  # a right key is not held up
+
+
+def test_a_limiter_forgets_those_who_have_waited_enough(monkeypatch):
+    monkeypatch.setattr(auth, "MAX_BUCKETS", 100)
+    now = [0.0]
+    limiter = auth.RateLimiter(rate=1, burst=1, clock=lambda: now[0])
+    for n in range(101):
+        now[0] = float(n)
+        limiter.wait(str(n))
+    now[0] += 0.5
+    assert limiter.wait("100") and limiter.wait("new") == 0 and len(limiter.buckets) <= 3
 
 
 PARALLEL = """
@@ -774,6 +867,34 @@ def test_feedback_is_kept_by_pseudonym_and_survives_a_torn_line(client, settings
     assert client.post("/feedback", json={"item": "i04", "event": "refused"}).status_code == 503
 
 
+def test_a_household_can_be_erased(client, settings):
+    for household in ("h01", "h02", None, "h01"):
+        told = {"item": "i00", "event": "shown", "household": household, "rank": 1, "version": "v", "request": "r"}
+        assert client.post("/feedback", json=told).status_code == 202
+    file, name = settings.folder / "feedback.jsonl", pseudonyms.pseudonym("h01", settings.secret)
+    assert feedback.erase_feedback(settings.folder, name) == 2 and feedback.erase_feedback(settings.folder, name) == 0
+    kept = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["household"] for line in kept] == [pseudonyms.pseudonym("h02", settings.secret), None]
+    assert kept[0]["rank"] == 1 and kept[0]["version"] == "v" and kept[0]["request"] == "r"
+
+
+def test_a_process_whose_loop_is_stuck_is_not_healthy(small, settings):
+    state = app.create_app(settings, small).state.shared
+    probes = server.watch_health(state, "127.0.0.1", 0)
+    address = f"http://127.0.0.1:{probes.server_address[1]}"
+    try:
+        assert shop.ask(f"{address}/health", None) == (200, {"status": "ok"})
+        assert shop.ask(f"{address}/ready", None)[0] == 503  # nothing is loaded yet
+        state.store.activate(small)
+        assert shop.ask(f"{address}/ready", None)[0] == 200
+        state.alive_at -= 60
+        assert shop.ask(f"{address}/health", None) == (503, {"error": "stuck"})
+        with pytest.raises(json.JSONDecodeError):  # nothing else is there
+            shop.ask(f"{address}/metrics", None)
+    finally:
+        probes.shutdown()
+
+
 def test_metrics_count_and_raise_the_alert(client, small):
     for _ in range(300):
         client.post("/recommend", json={"basket": ["i09", "i19", "i29"]})  # nothing but soap
@@ -832,6 +953,41 @@ def test_not_ready_until_a_version_is_there(settings, small, encoder):
         poll()
         assert client.get("/ready").json()["version"] == version
         assert "no-such-version" in client.app.state.shared.store.error
+
+
+def test_a_share_of_the_households_is_answered_by_the_canary(settings, small, folder, encoder):
+    settings.folder = folder
+    old = artifact.current_version(folder)
+    name, small.names[1] = small.names[1], "another name"
+    new = artifact.save(small, folder, encoder)
+    small.names[1] = name
+    artifact.set_current(folder, old)
+    with pytest.raises(ArtifactError, match="no version"):
+        artifact.set_canary(folder, "nothing", 0.5)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        artifact.set_canary(folder, new, 1.5)
+    artifact.set_canary(folder, new, 0.3)
+    with TestClient(app.create_app(settings)) as client:
+        client.headers["X-API-Key"] = KEY
+        state = client.app.state.shared
+
+        def answered_by(household):
+            return client.post("/recommend", json={"basket": ["i00"], "household": household}).json()["version"]
+
+        client.portal.call(state.store.poll)
+        client.portal.call(state.store.poll_canary)
+        households = [f"household {n}" for n in range(200)]
+        first = [answered_by(h) for h in households]
+        assert 0.2 < np.mean([v == new for v in first]) < 0.4 and set(first) == {old, new}
+        assert [answered_by(h) for h in households[:20]] == first[:20] and answered_by(None) == old
+        for version in (old, new, "made up"):
+            client.post("/feedback", json={"item": "i00", "event": "shown", "version": version})
+        counted = re.findall(r'feedback_total\{event="shown",version="(\w+)"\} 1.0', client.get("/metrics").text)
+        assert sorted(counted) == sorted([old, new, "other"])
+        assert artifact.prune(folder, 0) == []
+        artifact.set_canary(folder, new, 0)
+        client.portal.call(state.store.poll_canary)
+        assert {answered_by(h) for h in households[:20]} == {old} and artifact.prune(folder, 0) == [new]
 
 
 def test_a_version_with_other_pseudonyms_is_refused(settings, small, encoder):
@@ -1132,6 +1288,126 @@ def test_a_request_in_flight_is_answered_after_sigterm(folder):
 
 
 @pytest.mark.slow
+def test_half_open_connections_are_cut_and_nobody_notices(folder):
+    with shop.running(folder, RECUTILS_PATIENCE="2") as (address, key, process):
+        host, port = address.removeprefix("http://").split(":")
+        pipes = [socket.create_connection((host, int(port)), timeout=20) for _ in range(1000)]
+        for n, pipe in enumerate(pipes):
+            pipe.sendall(
+                [b"", b"POST /recommend HTTP/1.1\r\nHo", b"POST /x HTTP/1.1\r\nContent-Length: 9\r\n\r\n{"][n % 3]
+            )
+        for _ in range(20):
+            assert shop.ask(f"{address}/health", None)[0] == shop.ask(f"{address}/ready", None)[0] == 200
+            assert shop.ask(f"{address}/recommend", key, {"basket": ["i00"]})[0] == 200
+        for pipe in pipes:
+            with contextlib.suppress(ConnectionError):
+                while pipe.recv(1000):  # an answer (401) or nothing, then the end: TimeoutError where it stays open
+                    pass
+            pipe.close()
+        assert process.poll() is None
+
+
+@pytest.mark.slow
+def test_too_much_is_refused_early_and_health_is_answered(folder):
+    """Requests by the hundred at once on many connections: each gets 200 or 503, and probes do not wait."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        probe = free.getsockname()[1]
+    body = json.dumps({"basket": ["i00", "i07"], "k": 10}).encode()
+    with shop.running(folder, "--health-port", str(probe)) as (address, key, process):
+        host, port = address.removeprefix("http://").split(":")
+        head = f"POST /recommend HTTP/1.1\r\nHost: x\r\nX-API-Key: {key}\r\nContent-Type: application/json\r\n"
+        request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+        pipes = [socket.create_connection((host, int(port)), timeout=30) for _ in range(400)]
+        seen, slowest = Counter(), 0.0
+        for _ in range(5):
+            for pipe in pipes:
+                pipe.sendall(request)
+            for _ in range(5):
+                start = time.monotonic()
+                assert shop.ask(f"http://127.0.0.1:{probe}/health", None)[0] == 200
+                slowest = max(slowest, time.monotonic() - start)
+            for pipe in pipes:
+                answer = http.client.HTTPResponse(pipe)
+                answer.begin()
+                answer.read()
+                seen[answer.status] += 1
+                assert answer.status == 200 or answer.headers["Retry-After"] == "1"
+        assert set(seen) == {200, 503} and sum(seen.values()) == 2000 and slowest < 2
+        until = time.monotonic() + 20
+        while shop.ask(f"{address}/ready", None)[0] != 200:  # it recovers
+            assert time.monotonic() < until
+        assert shop.ask(f"{address}/recommend", key, {"basket": ["i00"]})[0] == 200 and process.poll() is None
+        for pipe in pipes:
+            pipe.close()
+
+
+@pytest.mark.slow
+def test_after_a_signal_it_says_so_and_serves_on_for_a_while(folder):
+    with shop.running(folder, RECUTILS_DRAIN="3") as (address, key, process):
+        process.send_signal(signal.SIGTERM)
+        until = time.monotonic() + 2
+        while (answer := shop.ask(f"{address}/ready", None))[0] == 200:
+            assert time.monotonic() < until
+        assert answer[0] == 503 and "stopping" in answer[1]["error"]
+        assert shop.ask(f"{address}/recommend", key, {"basket": ["i00"]})[0] == 200
+        assert process.wait(timeout=30) in (0, -signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_several_processes_share_a_port_and_one_that_dies_is_started_again(folder):
+    import psutil
+
+    with shop.running(folder, "--workers", "2", RECUTILS_DRAIN="1") as (address, key, process):
+
+        def workers():
+            found = [p for p in psutil.Process(process.pid).children() if p.status() != psutil.STATUS_ZOMBIE]
+            return [p for p in found if "spawn_main" in " ".join(p.cmdline())]
+
+        def until(holds):
+            end = time.monotonic() + 60
+            while not holds():
+                assert time.monotonic() < end
+                time.sleep(0.1)
+
+        until(lambda: len(workers()) == 2)
+        first = workers()[0]
+        first.kill()
+        until(lambda: first not in workers() and len(workers()) == 2)
+        for _ in range(20):
+            until(lambda: shop.ask(f"{address}/ready", None)[0] == 200)
+            assert shop.ask(f"{address}/recommend", key, {"basket": ["i00"]})[0] == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+        with pytest.raises(OSError):
+            shop.ask(f"{address}/health", None)
+
+
+@pytest.mark.slow
+def test_versions_keys_and_households_are_looked_after_by_command(folder, small, encoder, tmp_path):
+    def command(*words):
+        call = [sys.executable, "-m", "recutils.service", "--folder", str(folder), *words]
+        return subprocess.run(
+            call, capture_output=True, text=True, env={**os.environ, "RECUTILS_SECRET": shop.SECRET.decode()}
+        )
+
+    old = artifact.current_version(folder)
+    name, small.names[1] = small.names[1], "another name"
+    new = artifact.save(small, folder, encoder)
+    small.names[1] = name
+    assert command("roll-back").stdout == f"Current: {old}\n" and artifact.current_version(folder) == old
+    assert "no version before" in command("roll-back").stderr
+    artifact.set_current(folder, new)
+    assert command("prune", "--keep", "1").stdout == f"Deleted: {old}\n" and artifact.versions(folder) == [new]
+    key = command("add-key", "till", "--days", "30", "--scopes", "ask").stdout.split()[-1]
+    kept = auth.Authenticator(auth.read_keys(folder))
+    assert kept.client_id(key) == "till" and kept.may("till", "ask") and not kept.may("till", "operate")
+    assert command("revoke-key", "till").stdout == "Revoked.\n" and "till" not in auth.read_keys(folder)
+    assert "may ask, feedback" in command("add-key", "x", "--scopes", "all").stderr
+    assert command("erase", "h01").stdout == "Lines erased: 0\n"
+
+
+@pytest.mark.slow
 def test_two_processes_serve_one_folder(folder, small, encoder):
     with shop.running(folder) as (first, key, _), shop.running(folder) as (second, other, _):
 
@@ -1191,7 +1467,7 @@ def test_the_container_starts_what_there_is():
     assert command[:3] == ["python", "-m", "recutils.service"] and told["USER"] not in ("root", "0")
     help_text = subprocess.run([sys.executable, *command[1:], "--help"], capture_output=True, text=True, check=True)
     assert "--folder" in help_text.stdout
-    assert f":{told['EXPOSE']}/health" in lines[-2] and told["EXPOSE"] == "8000"
+    assert f":{command[-1]}/health" in lines[-2] and command[-2] == "--health-port" and told["EXPOSE"] == "8000"
     folder = dict(part.split("=") for part in told["ENV"].split())["RECUTILS_SERVED"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RECUTILS_SERVED", folder)
@@ -1201,18 +1477,24 @@ def test_the_container_starts_what_there_is():
 def test_kubernetes_asks_routes_that_there_are(client):
     import yaml
 
-    deployment, scaler = yaml.safe_load_all((ROOT / "deploy" / "autoscaling.yaml").read_text())
+    deployment, budget, scaler = yaml.safe_load_all((ROOT / "deploy" / "autoscaling.yaml").read_text())
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
-    (port,) = container["ports"]
+    ports = {port.get("name"): port["containerPort"] for port in container["ports"]}
+    command = (ROOT / "deploy" / "Containerfile").read_text().splitlines()[-1]
+    assert ports == {None: 8000, "health": 8001} and command.endswith('"--health-port", "8001"]')
     for probe in ("livenessProbe", "readinessProbe", "startupProbe"):
         asked = container[probe]["httpGet"]
         assert client.get(asked["path"], headers={"X-API-Key": ""}).status_code == 200
-        assert asked["port"] == port["containerPort"] == 8000
+        assert asked["port"] == "health"
     assert container["livenessProbe"]["httpGet"]["path"] == "/health"  # an overloaded or loading one is not restarted
     containerfile = (ROOT / "deploy" / "Containerfile").read_text()
     assert f"RECUTILS_SERVED={container['volumeMounts'][0]['mountPath']}" in containerfile
     assert f"--uid {deployment['spec']['template']['spec']['securityContext']['runAsUser']}" in containerfile
     assert scaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    drain = {v["name"]: float(v["value"]) for v in container["env"]}["RECUTILS_DRAIN"]
+    patience = deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert auth.ServiceSettings(folder=".", secret=shop.SECRET, drain=drain).drain + 20 < patience
+    assert budget["spec"]["selector"] == deployment["spec"]["selector"] and budget["spec"]["minAvailable"] >= 1
     assert scaler["spec"]["minReplicas"] >= 2 and deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
 
 
@@ -1225,7 +1507,23 @@ def test_alert_rules_name_metrics_that_there_are(client):
     for rule in group["rules"]:
         named = set(re.findall(r"(?:http|recutils)_\w+", rule["expr"]))
         assert named and named <= there, (rule["alert"], named - there)
-    assert {"Drift", "ModelNotLoaded", "Errors", "Slow"} == {rule["alert"] for rule in group["rules"]}
+        assert set(rule["annotations"]) == {"summary"}  # a comma in plain YAML begins another
+    assert {"Drift", "ModelNotLoaded", "Errors", "Refusing", "Slow"} == {rule["alert"] for rule in group["rules"]}
+
+
+def test_the_board_shows_metrics_that_there_are(client):
+    client.post("/recommend", json={"basket": ["i00"]})
+    client.post("/feedback", json={"item": "i00", "event": "shown"})
+    lines = client.get("/metrics").text.splitlines()
+    there = {line.split("{")[0].split(" ")[0] for line in lines if line[0] != "#"}
+    there |= {line.split(" ")[2] for line in lines if line.startswith("# TYPE")}  # without a value yet
+    board = json.loads((ROOT / "deploy" / "grafana.json").read_text())
+    for panel in board["panels"]:
+        (target,) = panel["targets"]
+        named = set(re.findall(r"(?:http|recutils)_\w+", target["expr"]))
+        assert named and named <= there, (panel["title"], named - there)
+    places = [tuple(panel["gridPos"].values()) for panel in board["panels"]]
+    assert len(set(places)) == len(places)
 
 
 def test_the_service_needs_no_torch():

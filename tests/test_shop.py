@@ -151,7 +151,7 @@ def test_another_shop_as_it_is_published(shared):
     shop = read_shop(shared / "online_retail.parquet")
     account = dict(zip(shop.account["what"], shop.account["lines"], strict=True))
     assert account["lines read"] == 541_909 and account["left out: cancelled"] == 9_288
-    assert account["left out: returned (quantity below zero)"] == 1_336
+    assert account["left out: quantity below zero (returned or written off)"] == 1_336
     assert account["left out: price of zero or less (gifts, write-offs)"] == 1_181
     assert account["lines used"] == 541_909 - sum(n for what, n in account.items() if what.startswith("left out"))
     assert "POSTAGE" in shop.excluded and shop.known >= {"time", "hours", "household", "price", "words"}
@@ -297,6 +297,8 @@ def test_pair_rules_are_those_of_the_miner():
     np.testing.assert_allclose(mine.score(split.test), theirs.fit(split.train).score(split.test), rtol=1e-6)
     kept = compare.RuleRecommender.from_state(mine.state())
     np.testing.assert_array_equal(kept.score(split.test), mine.score(split.test))
+    again = compare.PairRules.from_state(mine.state())
+    np.testing.assert_array_equal(again.score(split.test), mine.score(split.test))
 
 
 def test_a_blend_ranks_what_neither_scores_last():
@@ -306,6 +308,15 @@ def test_a_blend_ranks_what_neither_scores_last():
     )
     scores = blend.score(split.test)
     assert np.isfinite(scores).all() and np.allclose(scores.mean(axis=1), 0, atol=1e-4)
+
+
+def test_the_ranker_is_compared_where_there_are_labels_enough(sample_split, monkeypatch):
+    """Its trees are grown from members that were fitted before."""
+    pytest.importorskip("lightgbm")
+    monkeypatch.setattr(compare, "FEWEST_LABELS", 10)
+    table = compare.compare_models(sample_split).set_index("model")
+    assert set(table.index) > {"popularity", "EASE"} and any("ranker" in name for name in table.index)
+    assert table["ndcg"].notna().all()
 
 
 def test_models_are_compared_on_later_baskets(sample_split):
@@ -382,6 +393,26 @@ def test_colours_of_the_page_have_contrast():
         for back in ("#ffffff", colours["tint"]):
             ratio = (luminance(back) + 0.05) / (luminance(colours[front]) + 0.05)
             assert ratio >= 4.5, (front, back, ratio)
+
+
+def test_the_report_reads_words_by_the_packaged_encoder(tmp_path, monkeypatch):
+    """Where it is asked for and installed, English names go through it, once each; Chinese ones do not."""
+    text = pytest.importorskip("recutils.text")
+    read, encode = [], text.encode
+    monkeypatch.setattr(text, "encode", lambda encoder, texts: read.append(texts) or encode(encoder, texts))
+    for name in ("plain", "chinese"):
+        (tmp_path / name).mkdir()
+        strange.GOOD[name].write(tmp_path / name)
+        assert cli.main(["report", str(tmp_path / name), "--quiet", "--encoder"]) == 0
+        assert "<details" in (tmp_path / name / "report.html").read_text()
+    assert [sorted(texts) for texts in read] == [sorted(strange.PRODUCTS)]
+
+
+def test_progress_says_which_model_of_how_many(tmp_path, capsys):
+    strange.csv(tmp_path, strange.lines())
+    assert cli.main(["report", str(tmp_path), "--no-encoder"]) == 0
+    tried = re.findall(r"trying (.+) \(model (\d) of (\d), \d settings?\)", capsys.readouterr().err)
+    assert [int(place) for _, place, _ in tried] == list(range(1, len(tried) + 1)) and {n for *_, n in tried} == {"6"}
 
 
 def test_names_cannot_put_markup_into_the_page(tmp_path):

@@ -25,6 +25,7 @@ from typing import Any
 
 import jupytext
 import nbformat
+import numpy as np
 import psutil
 from measure import Watch, kernels
 from nbclient import NotebookClient
@@ -209,7 +210,8 @@ def mark(notebook: Any, run: dict) -> None:
 def run_key(name: str) -> str:
     """A hash of what an executed notebook depends on: its source, the package, the settings, what is installed.
 
-    A notebook that reads the result rows of earlier ones depends on these, too.
+    A notebook that reads the result rows of earlier ones depends on these, too; one that makes the leaderboard of all
+    also on those of later ones, as they came with the repository: their fresh rows would make it stale again each time.
     """
     source = (NOTEBOOKS / f"{name}.md").read_text(encoding="utf-8")
     parts = [source, Path(__file__).read_text(encoding="utf-8"), settings.profile(), settings.numerics()]
@@ -218,8 +220,11 @@ def run_key(name: str) -> str:
     parts += [source_code.code_digest(".".join(p.relative_to(ROOT).with_suffix("").parts)) for p in modules]
     parts += sorted(f"{d.metadata['Name']} {d.version}" for d in distributions())
     if "read_results" in source:
-        kept = sorted(settings.results_folder().glob("*.json"))
-        parts += [p.read_text(encoding="utf-8") for p in kept if p.name < name]
+        kept = [p for p in sorted(settings.results_folder().glob("*.json")) if p.name < name]
+        if "leaderboard(" in source:
+            later = (p for p in settings.REPOSITORY_RESULTS.glob("*.json") if p.name > name)
+            kept += sorted(p for p in later if not p.name.startswith(f"{name}."))
+        parts += [p.read_text(encoding="utf-8") for p in kept]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
@@ -268,6 +273,8 @@ def own_rows(name: str) -> Path:
 def line(run: dict) -> str:
     """A run in one line."""
     text = f"{run['notebook']:<30} {clock(run['seconds']):>12} {run['peak_gb']:>6.2f} GB"
+    if any(run.get("cells_gb", [])):
+        text += f" (most in cell {int(np.argmax(run['cells_gb'])) + 1})"
     failure = run["failure"]
     if failure:
         text += f"  FAILED in cell {failure['cell']} of {run['n_cells']}: {failure['error']}"

@@ -47,10 +47,10 @@ def save_results(chapter: str, rows: list[dict], configuration: dict | None = No
 def read_results(folder: Path | None = None) -> pd.DataFrame:
     """All result rows that chapters have kept, from `folder` (default: `settings.results_folder()`).
 
-    Rows of long runs that the folder lacks are those that came with the repository: no short run makes them. Those of
-    the profile `gpu` are read in that profile only, after the chapter's others.
+    Files that the folder lacks are those that came with the repository: of long runs, and of chapters that have not
+    been executed here yet. Those of the profile `gpu` are read in that profile only, after the chapter's others.
     """
-    stored = [] if folder else REPOSITORY_RESULTS.glob("*.long.json")
+    stored = [] if folder else REPOSITORY_RESULTS.glob("*.json")
     files = {p.name: p for p in (*stored, *(folder or results_folder()).glob("*.json"))}
     names = [name for name in sorted(files) if profile() == "gpu" or not name.endswith(".gpu.json")]
     return pd.DataFrame([row for name in names for row in json.loads(files[name].read_text(encoding="utf-8"))])

@@ -58,7 +58,7 @@ def basket_contributions(model: Recommender, basket: Baskets, item: int) -> np.n
 
 
 FEATURE_GROUPS = {
-    "habits": ("share", "recency", "lately", "own_baskets", "their_", "baskets", "bought_"),
+    "habits": ("frequency_share", "recency", "recency_30", "session_knn", "their_", "baskets", "bought_"),
     "the open basket": ("ease", "item_knn", "same_", "size"),
     "rules": ("rules",),
     "words": ("text",),

@@ -4,6 +4,7 @@ A query is an open basket, its household and its moment (`Baskets`). Scores comp
 only; -inf means that the model has nothing to say about an item."""
 
 from recutils.models.base import ANONYMOUS, Recommender, mask_basket, one_query, purchases, top_k
+from recutils.models.baselines import BASELINES, TUNED, Blend, WithHistory, make_baseline
 from recutils.models.embeddings import DotProduct, EmbeddingRecommender
 from recutils.models.factors import ALS, FeatureFactors
 from recutils.models.habits import TIFUKNN, HouseholdFrequency, HouseholdRecency, HouseholdSessionKNN, Popularity
@@ -14,8 +15,11 @@ from recutils.models.rules import RuleRecommender
 __all__ = [
     "ALS",
     "ANONYMOUS",
+    "BASELINES",
     "EASE",
     "TIFUKNN",
+    "TUNED",
+    "Blend",
     "DotProduct",
     "EmbeddingRecommender",
     "FeatureFactors",
@@ -27,7 +31,9 @@ __all__ = [
     "Recommender",
     "RuleRecommender",
     "UserKNN",
+    "WithHistory",
     "keep_largest",
+    "make_baseline",
     "mask_basket",
     "one_query",
     "purchases",

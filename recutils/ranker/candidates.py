@@ -10,7 +10,9 @@ from scipy import sparse
 
 from recutils.data.schema import Baskets
 from recutils.models.base import Recommender
-from recutils.settings import SEED
+from recutils.settings import SEED, release_memory
+
+RELEASE_BYTES = 32_000_000  # of rows that were given up, before their memory is handed back
 
 
 class Query(NamedTuple):
@@ -113,7 +115,7 @@ class Candidates:
     @classmethod
     def concatenate(cls, parts: list["Candidates"]) -> "Candidates":
         """Tables with the same columns, one below the other, their queries numbered on; `parts` is emptied."""
-        first = parts[0]
+        names, members = parts[0].features.columns, parts[0].members
         n_queries = np.cumsum([0, *(int(part.rows.max(initial=-1)) + 1 for part in parts[:-1])])
         rows, columns, labels, retrieved = (
             np.concatenate(column)
@@ -122,13 +124,9 @@ class Candidates:
                 strict=True,
             )
         )
-        features, end = np.empty((len(rows), first.features.shape[1]), np.float32), 0
-        while parts:  # each gives up its features on the way, so that no row lies in memory twice for long
-            part = parts.pop(0).features
-            features[end : end + len(part)] = part.to_numpy()
-            end += len(part)
-        table = pd.DataFrame(features, columns=first.features.columns)
-        return cls(rows, columns, table, labels, retrieved, first.members)
+        tables = [part.features.to_numpy() for part in parts]
+        parts.clear()
+        return cls(rows, columns, pd.DataFrame(stack(tables, len(names)), columns=names), labels, retrieved, members)
 
     def without(self, members: Collection[str], columns: Collection[str] = ()) -> "Candidates":
         """As if these members were not there: their own columns and what only they retrieved; and other columns."""
@@ -139,6 +137,25 @@ class Candidates:
         rest = [name for name in self.members if name not in members]
         labels, retrieved_by = self.labels[keep], self.retrieved_by[keep][:, place]
         return Candidates(self.rows[keep], self.columns[keep], features, labels, retrieved_by, rest)
+
+
+def stack(parts: list[np.ndarray], n_columns: int) -> np.ndarray:
+    """Tables of rows one below the other, (n_rows, n_columns) float32; `parts` is emptied.
+
+    Each part is given up on the way and its memory handed back now and then, so that no row lies in memory twice for
+    long.
+    """
+    stacked, end, given_up = np.empty((sum(map(len, parts)), n_columns), np.float32), 0, 0
+    parts.reverse()
+    while parts:
+        part = parts.pop()
+        stacked[end : end + len(part)] = part
+        end, given_up = end + len(part), given_up + part.nbytes
+        if given_up > RELEASE_BYTES:
+            del part
+            release_memory()
+            given_up = 0
+    return stacked
 
 
 def holdout_queries(baskets: Baskets, n_holdouts: int, seed: int = SEED) -> tuple[Baskets, sparse.csr_matrix]:

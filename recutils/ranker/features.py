@@ -21,8 +21,8 @@ class FeatureBuilder:
       scored for the query; a third, `..._max`, of members that are sums over the basket's items (`pairwise`): the
       largest part
     - of the item: `popularity` (log of 1 + training baskets), `trend` (log of the share of the last 28 days over
-      that of all), `repeat` (share of its buyers who bought it twice), `usual_size` (mean items of its baskets), and
-      the columns of the table `item_columns` (n_items rows)
+      that of all), `repeat` (share of its buyers who bought it twice), `mean_basket_size` (mean items of its baskets),
+      and the columns of the table `item_columns` (n_items rows)
     - `slot`: log of how often it is bought at this hour and day over how often at any; `size`: items in the basket
     - for each column of the table `groups` (n_items rows): `same_...`, how many of the basket's items share the
       candidate's, and `their_...`, how many of an average basket of the household
@@ -46,7 +46,7 @@ class FeatureBuilder:
         self.item_columns: dict[str, np.ndarray] = dict(extra)
         self.n_households = 0
         self.columns = [f"{name}{end}" for name in members for end in ("", "_z")]
-        self.columns += ["popularity", "trend", "repeat", "usual_size", *(c for c, _ in extra), "slot", "size"]
+        self.columns += ["popularity", "trend", "repeat", "mean_basket_size", *(c for c, _ in extra), "slot", "size"]
         self.columns += [*(f"same_{c}" for c in names), "baskets", "their_size", *(f"their_{c}" for c in names)]
         self.columns += [f"{name}_max" for name, member in members.items() if member.pairwise]
         levels = ["bought", *(f"bought_{name}" for name in names[-1:])]
@@ -69,7 +69,7 @@ class FeatureBuilder:
             "popularity": np.log1p(sold),
             "trend": np.log((lately + 5) / (sold * np.mean(age < 28) + 5)),
             "repeat": again / np.maximum(buyers, 1),
-            "usual_size": (matrix.T @ size) / np.maximum(sold, 1),
+            "mean_basket_size": (matrix.T @ size) / np.maximum(sold, 1),
             **self.item_columns,
         }
         slot = time_slot(train.timestamps)

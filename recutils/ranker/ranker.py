@@ -16,7 +16,7 @@ from recutils.models.habits import HouseholdRecency, HouseholdSessionKNN
 from recutils.models.linear import EASE
 from recutils.models.neighbours import ItemKNN
 from recutils.models.rules import RuleRecommender
-from recutils.ranker.candidates import Candidates, MemberScores, Query, holdout_queries, member_scores
+from recutils.ranker.candidates import Candidates, MemberScores, Query, holdout_queries, member_scores, stack
 from recutils.ranker.features import FeatureBuilder, slot_of, time_slot
 from recutils.settings import TRAINING_SEED, cached, n_threads, release_memory
 
@@ -125,17 +125,18 @@ class HybridRanker(Recommender):
     def _fit(self, train: Baskets) -> None:
         if self.groups is None:
             raise ValueError("A loaded ranker scores and refreshes; to fit one, build it anew with its groups.")
+        self.features = FeatureBuilder(self.members, self.groups, self.item_columns)
         if self.label_baskets is not None:  # before the members are fitted: so they do not lie in memory twice
-            codes = FeatureBuilder(self.members, self.groups, self.item_columns).group_codes
             parts = {name: _described(member) for name, member in self.members.items()}
             past, later = (
                 (b.matrix, b.households, b.timestamps.astype("datetime64[us]")) for b in (train, self.label_baskets)
             )
-            columns, text = _trees_after(parts, codes, self.item_columns, asdict(self.settings), past, later)
+            columns, text = _trees_after(
+                parts, self.features.group_codes, self.item_columns, asdict(self.settings), past, later
+            )
         for name in self.to_fit:
             self.members[name].fit(train)
         release_memory()  # what fitting needed for a while
-        self.features = FeatureBuilder(self.members, self.groups, self.item_columns)
         self.features.fit_item_features(train).fit_household_features(train)
         if self.label_baskets is not None:
             self.use_trees(Trees.from_text(columns, text))
@@ -213,7 +214,7 @@ class HybridRanker(Recommender):
         """
         rng = np.random.default_rng(self.settings.seed)
         hidden = np.zeros(queries.matrix.shape[1], bool)
-        parts: list[tuple[np.ndarray, ...]] = []
+        parts, tables = [_nothing(len(self.members))], []
         for row, query in enumerate(_each(queries)):
             found, items = self._candidates(query, force_include)
             hidden[:] = False
@@ -222,21 +223,12 @@ class HybridRanker(Recommender):
             if n_negatives is not None:
                 drawn = rng.random(len(hidden)) < n_negatives / max(len(items), 1)
                 items = items[drawn[items] | hidden[items]] if hidden[items].any() else items[:0]
-            features = self.features.build_features(found, items, query)
-            parts.append((np.full(len(items), row), items, features, hidden[items], found.retrieved[:, items].T))
-        return self._joined(parts)
-
-    def _joined(self, parts: list[tuple[np.ndarray, ...]]) -> Candidates:
-        """All parts as one; each gives up its features on the way, so that no row lies in memory twice for long."""
-        names = list(self.members)
-        parts = [(*_nothing(len(self.features.columns), len(names)),), *parts]
-        rows, items, _, labels, retrieved = (np.concatenate(column) for column in zip(*parts, strict=True))
-        features, end = np.empty((len(rows), len(self.features.columns)), np.float32), 0
-        for n, part in enumerate(parts):
-            features[end : end + len(part[0])] = part[2]
-            end, parts[n] = end + len(part[0]), ()
-        table = pd.DataFrame(features, columns=self.features.columns)
-        return Candidates(rows, items, table, labels, retrieved, names)
+            tables.append(self.features.build_features(found, items, query))
+            parts.append((np.full(len(items), row), items, hidden[items], found.retrieved[:, items].T))
+        rows, columns, hid, retrieved = (np.concatenate(column) for column in zip(*parts, strict=True))
+        names = self.features.columns
+        features = pd.DataFrame(stack(tables, len(names)), columns=names)
+        return Candidates(rows, columns, features, hid, retrieved, list(self.members))
 
     def _candidates(self, query: Query, force_include: int | None = None) -> tuple[MemberScores, np.ndarray]:
         """What the members say of one query, and the candidates' columns, ascending."""
@@ -371,10 +363,10 @@ def _each(queries: Baskets) -> Iterator[Query]:
         yield Query(basket, household, None if moment is pd.NaT else moment, slot)
 
 
-def _nothing(n_columns: int, n_members: int) -> tuple[np.ndarray, ...]:
-    """The part of no query, so that a table of none has its columns too."""
+def _nothing(n_members: int) -> tuple[np.ndarray, ...]:
+    """The part of no query, so that a table of none has its columns too: rows, columns, labels, retrieved by."""
     none = np.zeros(0, np.int64)
-    return none, none, np.zeros((0, n_columns), np.float32), none.astype(bool), np.zeros((0, n_members), bool)
+    return none, none, none.astype(bool), np.zeros((0, n_members), bool)
 
 
 def below(fallback: np.ndarray, items: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -399,10 +391,10 @@ def shop_members(words: np.ndarray, network: Recommender) -> dict[str, Recommend
         "rules": RuleRecommender(),
         "text": EmbeddingRecommender(words),
         "graph": network,
-        "share": HouseholdRecency(100_000),  # no decay
+        "frequency_share": HouseholdRecency(100_000),  # no decay
         "recency": HouseholdRecency(90),
-        "lately": HouseholdRecency(30),
-        "own_baskets": HouseholdSessionKNN(),
+        "recency_30": HouseholdRecency(30),
+        "session_knn": HouseholdSessionKNN(),
     }
 
 
@@ -412,10 +404,10 @@ SHOP_CANDIDATES = {
     "rules": 20,
     "text": 10,
     "graph": 10,
-    "share": 40,
+    "frequency_share": 40,
     "recency": 40,
-    "lately": 20,
-    "own_baskets": 40,
+    "recency_30": 20,
+    "session_knn": 40,
 }
 SHOP_SETTINGS = RankerSettings(
     SHOP_CANDIDATES,

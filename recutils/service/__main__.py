@@ -1,18 +1,23 @@
-"""`python -m recutils.service`: build what is missing (a version, a key), then serve."""
+"""`python -m recutils.service`: build what is missing (a version, a key), then serve; or look after what is served."""
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
-import lightgbm  # noqa: F401  before `threadpool_limits`, which sees only what has been loaded
-import uvicorn
-from threadpoolctl import threadpool_limits
-
-from recutils.service.app import create_app
-from recutils.service.auth import ServiceSettings, create_first_key, default_folder, load_settings
+from recutils.service.artifact import prune, roll_back, set_canary
+from recutils.service.auth import (
+    SCOPES,
+    ServiceSettings,
+    create_first_key,
+    create_key,
+    default_folder,
+    load_settings,
+    revoke_key,
+)
 from recutils.service.build import build_book_shop
-from recutils.service.middleware import JsonFormatter
+from recutils.service.feedback import erase_feedback
+from recutils.service.pseudonyms import pseudonym
+from recutils.service.server import run
 
 
 def arguments() -> argparse.Namespace:
@@ -21,8 +26,42 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=default_folder(), help="artefacts (default: %(default)s)")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--health-port", type=int, help="a port of its own for /health and /ready (default: none)")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the port (default: %(default)s)")
     parser.add_argument("--rate", type=float, help="requests a second for one key (default: RECUTILS_RATE, else 50)")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", help="without one: serve")
+    add = commands.add_parser("add-key", help="make a key and show it once")
+    add.add_argument("client")
+    add.add_argument("--days", type=float, help="how long it holds (default: for ever)")
+    add.add_argument("--scopes", default=",".join(SCOPES), help="what it may do (default: %(default)s)")
+    commands.add_parser("revoke-key", help="forget a client's key").add_argument("client")
+    canary = commands.add_parser("canary", help="try a version out on a share of the known households")
+    canary.add_argument("version")
+    canary.add_argument("--share", type=float, default=0.1, help="0 ends it (default: %(default)s)")
+    commands.add_parser("roll-back", help="serve the version before the current one")
+    keep = commands.add_parser("prune", help="delete old versions")
+    keep.add_argument("--keep", type=int, default=3, help="how many stay (default: %(default)s)")
+    erase = commands.add_parser("erase", help="delete the feedback that was kept of a household")
+    erase.add_argument("household", help="its id in the shop")
     return parser.parse_args()
+
+
+def operate(asked: argparse.Namespace) -> str:
+    """Do what a command asks in a folder that may be served meanwhile; returns what to say."""
+    folder = asked.folder
+    if asked.command == "add-key":
+        return f"Shown this once: {create_key(folder, asked.client, asked.days, asked.scopes.split(','))}"
+    if asked.command == "revoke-key":
+        return "Revoked." if revoke_key(folder, asked.client) else f"{asked.client} has no key."
+    if asked.command == "roll-back":
+        return f"Current: {roll_back(folder)}"
+    if asked.command == "canary":
+        set_canary(folder, asked.version, asked.share)
+        return f"{asked.version}: {asked.share:.0%}"
+    if asked.command == "prune":
+        return f"Deleted: {' '.join(prune(folder, asked.keep)) or 'none'}"
+    erased = erase_feedback(folder, pseudonym(asked.household, load_settings(folder).secret))
+    return f"Lines erased: {erased}"
 
 
 def prepare(folder: Path, address: str, limits: dict[str, float]) -> ServiceSettings:
@@ -52,27 +91,15 @@ def with_key(folder: Path, address: str, **limits: float) -> ServiceSettings:
 def main() -> None:
     """Serve until a signal ends it; requests that are in flight are answered first."""
     asked = arguments()
+    if asked.command:
+        try:
+            print(operate(asked))
+        except ValueError as error:
+            sys.exit(str(error))
+        return
     limits = {"rate": asked.rate, "burst": 2 * asked.rate} if asked.rate else {}
-    run(prepare(asked.folder, f"http://{asked.host}:{asked.port}", limits), asked.host, asked.port)
-
-
-def run(settings: ServiceSettings, host: str, port: int) -> None:
-    """Answer requests, until a signal ends it."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(JsonFormatter())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    threadpool_limits(1)  # small products: a second thread costs more than it brings
-    uvicorn.run(
-        create_app(settings),
-        host=host,
-        port=port,
-        access_log=False,
-        log_level="warning",
-        log_config=None,
-        server_header=False,
-        limit_concurrency=500,
-        timeout_graceful_shutdown=20,
-    )
+    settings = prepare(asked.folder, f"http://{asked.host}:{asked.port}", limits)
+    run(settings, asked.host, asked.port, asked.health_port, asked.workers)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,9 @@
 
 import asyncio
 import contextlib
-import json
-import os
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +24,7 @@ from recutils.explain.explanation import explain
 from recutils.models.base import one_query
 from recutils.service.artifact import Artifact
 from recutils.service.auth import ServiceSettings, load_settings
+from recutils.service.feedback import append_feedback
 from recutils.service.middleware import RequestMiddleware
 from recutils.service.pseudonyms import pseudonym
 from recutils.service.schemas import (
@@ -91,11 +91,11 @@ def item_columns(model: Artifact, items: list[str], where: str) -> np.ndarray:
 @router.post("/recommend", responses=ERROR_RESPONSES)
 async def recommend(request: RecommendRequest, state: State) -> ItemsResponse:
     """What to offer next to an open basket, best first. A household that is not known is anonymous."""
-    model, monitor = state.require_model(), state.store.monitor
+    model, monitor = state.require_model(request.household), state.store.monitor
     basket = item_columns(model, request.basket, "body.basket")
     household = state.household_row(model, request.household)
     items, scores = model.ranker.recommend_one(basket, household, request.moment, request.k)
-    if monitor is not None and len(basket) and len(scores):
+    if monitor is not None and model is state.store.model and len(basket) and len(scores):
         monitor.count("department", model.department_codes[basket])
         monitor.count_values("size", len(basket))
         monitor.count_values("score", float(scores[0]))
@@ -127,7 +127,7 @@ async def bundle(request: BundleRequest, state: State) -> ItemsResponse:
         return make_bundle(seed.tolist(), model.affinity, request.size, constraints, seed_weight=4)
 
     try:
-        return items_response(model, await state.run_in_worker(work))
+        return items_response(model, await state.run_in_worker("explain", work))
     except BundleError as error:
         raise APIError(str(error)) from None
 
@@ -140,20 +140,20 @@ async def search(
 ) -> ItemsResponse:
     """Items for a shopper's words; the last word may be a beginning."""
     model = state.require_model()
-    return items_response(model, await state.run_in_worker(lambda: model.search(q, k)))
+    return items_response(model, await state.run_in_worker("search", lambda: model.search(q, k)))
 
 
 @router.post("/explain", responses=ERROR_RESPONSES)
 async def explain_offer(request: ExplainRequest, state: State) -> ExplainResponse:
     """Why an item is offered to an open basket: measured evidence, and a sentence that says no more."""
-    model = state.require_model()
+    model = state.require_model(request.household)
     basket = item_columns(model, request.basket, "body.basket")
     item = int(item_columns(model, [request.item], "body.item")[0])
     if item in basket:
         raise APIError("It lies in the basket already, so it is not offered.", "body.item")
     household = state.household_row(model, request.household)
     query = one_query(basket, household, request.moment, model.ranker.n_items)
-    found = await state.run_in_worker(lambda: explain(model.ranker, query, item, model.context))
+    found = await state.run_in_worker("explain", lambda: explain(model.ranker, query, item, model.context))
     parts = [(model.item_ids[i], name, value) for i, name, value in found.basket]
     shown = {n: getattr(found, n) for n in ("sentence", "rank", "score", "evidence", "rules", "counterfactual")}
     return ExplainResponse(**shown, basket=parts, version=model.version)
@@ -164,10 +164,11 @@ async def feedback(request: FeedbackRequest, state: State) -> FeedbackResponse:
     """Keep what became of an offer; a household is kept by its pseudonym."""
     item_columns(state.require_model(), [request.item], "body.item")
     household = None if request.household is None else pseudonym(request.household, state.settings.secret)
-    entry = {"at": round(time.time(), 3), "item": request.item, "event": request.event, "household": household}
-    if not append_line(state.settings.folder / "feedback.jsonl", entry, state.settings.max_feedback):
+    entry = {"at": round(time.time(), 3), **request.model_dump(), "household": household}
+    keep = partial(append_feedback, state.settings.folder, entry, state.settings.max_feedback)
+    if not await state.run_in_worker("feedback", keep):
         raise APIError("There is no room for more feedback; tell the shop.", status=503)
-    state.metrics.feedback.labels(request.event).inc()
+    state.metrics.feedback.labels(request.event, state.version_label(request.version)).inc()
     return FeedbackResponse(stored=True)
 
 
@@ -179,8 +180,11 @@ async def health() -> dict[str, str]:
 
 @router.get("/ready", responses={503: ERROR_RESPONSES[503]})
 async def ready(request: Request) -> dict[str, str]:
-    """A model is loaded; which one."""
-    return {"status": "ready", "version": request.app.state.shared.require_model().version}
+    """A model is loaded; which one. 503 also while requests are refused, and once the service is told to stop."""
+    state = request.app.state.shared
+    if reason := state.unready():
+        raise APIError(f"Not ready: {reason}.", status=503, **{"Retry-After": "2"})
+    return {"status": "ready", "version": state.require_model().version}
 
 
 @router.get("/metrics", response_class=Response, responses={c: ERROR_RESPONSES[c] for c in (401, 429)})
@@ -208,20 +212,6 @@ async def on_validation_error(request: Request, error: Any) -> Response:
     return error_response(422, "Please change what `fields` names.", fields)
 
 
-def append_line(file: Path, entry: dict[str, Any], max_bytes: int) -> bool:
-    """Append a line in one write; a line that a crash cut short is closed first. False where there is no room."""
-    line = json.dumps(entry).encode() + b"\n"
-    with open(file, "ab+") as stream:
-        size = stream.tell()
-        if size + len(line) > max_bytes:
-            return False
-        if size:
-            stream.seek(-1, os.SEEK_END)
-            line = line if stream.read(1) == b"\n" else b"\n" + line
-        stream.write(line)
-    return True
-
-
 def create_app(settings: ServiceSettings | None = None, model: Artifact | None = None) -> FastAPI:
     """The application. `settings`: else from the folder of `make serve`; `model`: served as it is, without a folder.
 
@@ -233,11 +223,12 @@ def create_app(settings: ServiceSettings | None = None, model: Artifact | None =
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         if model is not None:
             state.store.activate(model)
-        watching = asyncio.create_task(state.store.watch()) if model is None else None
+        watching = asyncio.create_task(state.watch()) if model is None else None
         yield
         if watching:
             watching.cancel()
-        state.worker.shutdown(wait=False, cancel_futures=True)
+        for queue in state.queues.values():
+            queue.worker.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPI(
         title="What goes with what",
@@ -252,6 +243,11 @@ def create_app(settings: ServiceSettings | None = None, model: Artifact | None =
     app.state.shared = state
     app.include_router(router)
     app.add_middleware(
-        RequestMiddleware, authenticator=state.authenticator, limiter=state.limiter, metrics=state.metrics
+        RequestMiddleware,
+        authenticator=state.authenticator,
+        limiter=state.limiter,
+        metrics=state.metrics,
+        is_late=state.is_late,
+        deadline=state.settings.deadline,
     )
     return app

@@ -208,6 +208,60 @@ def set_current(folder: Path, version: str) -> None:
     os.replace(new, folder / "CURRENT")
 
 
+def set_canary(folder: Path, version: str, share: float) -> None:
+    """Let a running service answer this share of the known households by `version`, the others by the current one.
+
+    A share of 0 ends it. Raises ArtifactError for a version that is not there, ValueError for another share.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"A share lies between 0 and 1; not {share}.")
+    if version not in versions(folder):
+        raise ArtifactError(f"There is no version {version!r} in {folder.name}; there are {versions(folder)}.")
+    new = folder / f".canary-{os.getpid()}"
+    new.write_text(json.dumps({"version": version, "share": share}))
+    os.replace(new, folder / "CANARY")
+
+
+def read_canary(folder: Path) -> tuple[str, float]:
+    """The version that is tried out and its share; ("", 0) where there is none."""
+    try:
+        asked = json.loads((folder / "CANARY").read_text())
+        return (str(asked["version"]), float(asked["share"])) if asked["share"] else ("", 0.0)
+    except (OSError, ValueError, KeyError, TypeError):
+        return "", 0.0
+
+
+def roll_back(folder: Path) -> str:
+    """Serve the version written before the current one; returns it. Raises ArtifactError where there is none."""
+    there, current = versions(folder), current_version(folder)
+    if current not in there[1:]:
+        raise ArtifactError(f"There is no version before {current!r} in {folder.name}.")
+    before = there[there.index(current) - 1]
+    set_current(folder, before)
+    return before
+
+
+def prune(folder: Path, keep: int = 3) -> list[str]:
+    """Delete all versions but the newest `keep` and those that are served; returns those deleted, oldest first.
+
+    A service that still serves one of them keeps it in memory: its files are mapped.
+    """
+    there = versions(folder)
+    served = {current_version(folder), read_canary(folder)[0]}
+    gone = [v for v in there[: max(len(there) - keep, 0)] if v not in served]
+    for version in gone:
+        shutil.rmtree(folder / version)
+    return gone
+
+
+def current_version(folder: Path) -> str:
+    """The version that is to be served. Raises ArtifactError where there is none."""
+    try:
+        return (folder / "CURRENT").read_text().strip()
+    except OSError:
+        raise ArtifactError(f"No artefact in {folder}; chapter 07 or `make serve` builds one.") from None
+
+
 def versions(folder: Path) -> list[str]:
     """The versions in a folder, oldest first."""
     found = [m.parent for m in folder.glob("[!.]*/manifest.json")]
@@ -226,11 +280,7 @@ def load(folder: Path, version: str | None = None) -> Artifact:
     Raises ArtifactError for a missing, damaged or strange artefact. Arrays stay on disk until they are touched, and
     processes that serve the same version share them.
     """
-    if version is None:
-        try:
-            version = (folder / "CURRENT").read_text().strip()
-        except OSError:
-            raise ArtifactError(f"No artefact in {folder}; chapter 07 or `make serve` builds one.") from None
+    version = current_version(folder) if version is None else version
     place = folder / version
     try:
         manifest = json.loads((place / "manifest.json").read_text())

@@ -1,9 +1,11 @@
 """What surrounds every request: key, rate limit, security headers, metrics and a line in the log (chapter 07)."""
 
+import asyncio
 import json
 import logging
 import secrets
 import time
+from collections.abc import Callable
 
 import prometheus_client as prometheus
 from starlette.responses import Response
@@ -25,6 +27,12 @@ SECURITY_HEADERS = {
 
 
 PUBLIC_PATHS = {"/", "/page.css", "/page.js", "/health", "/ready", "/openapi.json"}  # what needs no key
+
+
+UNSHED_PATHS = {"/health", "/ready", "/metrics"}  # answered however long others wait
+
+
+SCOPE_OF = {"/feedback": "feedback", "/metrics": "operate"}  # what a key must allow; "ask" for all others
 
 
 REQUEST_COST = {"/explain": 10.0, "/bundle": 5.0, "/search": 2.0}  # tokens of a request; 1 for all others
@@ -51,7 +59,9 @@ class Metrics:
         self.seconds = prometheus.Histogram(
             "http_request_duration_seconds", "Time to answer", ["route"], buckets=times, registry=registry
         )
-        self.feedback = prometheus.Counter("recutils_feedback", "What became of offers", ["event"], registry=registry)
+        self.feedback = prometheus.Counter(
+            "recutils_feedback", "What became of offers", ["event", "version"], registry=registry
+        )
         self.model, self.failed, self.drift, self.alert = (
             prometheus.Gauge(f"recutils_{name}", text, labels, registry=registry)
             for name, text, labels in (
@@ -70,19 +80,37 @@ class RequestMiddleware:
     ours leaves no traceback outside.
     """
 
-    def __init__(self, app: ASGIApp, authenticator: Authenticator, limiter: RateLimiter, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        authenticator: Authenticator,
+        limiter: RateLimiter,
+        metrics: Metrics,
+        is_late: Callable[[float], bool],
+        deadline: float,
+    ) -> None:
         self.app, self.authenticator, self.limiter, self.metrics = app, authenticator, limiter, metrics
+        self.is_late, self.deadline = is_late, deadline
+        self.strangers = RateLimiter(5, 50)  # requests without a key, by address
 
     def refuse(self, scope: Scope) -> Response | None:
-        """An answer for who has no key or asked too often; None lets the request in."""
+        """An answer for who comes too late, has no key or asked too often; None lets the request in."""
+        arrived = scope.get("state", {}).get("arrived")
+        if arrived is not None and scope["path"] not in UNSHED_PATHS and self.is_late(arrived):
+            return error_response(503, "Too many requests wait; try again.", **{"Retry-After": "1"})
         if scope["path"] in PUBLIC_PATHS:
             return None
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         bearer = headers.get(b"authorization", "").removeprefix("Bearer ")
         client = self.authenticator.client_id(headers.get(b"x-api-key") or bearer)
         if client is None:
+            if wait := self.strangers.wait((scope.get("client") or ("",))[0]):
+                return error_response(429, "Too many requests without a key.", **{"Retry-After": str(1 + int(wait))})
             text = "Send a valid key in the header X-API-Key."
             return error_response(401, text, **{"WWW-Authenticate": "APIKey"})
+        wanted = SCOPE_OF.get(scope["path"], "ask")
+        if not self.authenticator.may(client, wanted):
+            return error_response(403, f"This key may not {wanted}.")
         scope.setdefault("state", {})["client_id"] = client
         wait = self.limiter.wait(client, REQUEST_COST.get(scope["path"], 1))
         text = "Too many requests for this key; wait a little."
@@ -102,7 +130,12 @@ class RequestMiddleware:
             await send(message)
 
         try:
-            await (self.refuse(scope) or self.app)(scope, receive, answer)
+            async with asyncio.timeout(self.deadline):
+                await (self.refuse(scope) or self.app)(scope, receive, answer)
+        except TimeoutError:
+            if status:
+                raise
+            await error_response(503, "It took too long.", **{"Retry-After": "1"})(scope, receive, answer)
         except Exception:
             if status:  # the answer is on its way: whoever is further out must end it
                 raise

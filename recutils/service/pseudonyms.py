@@ -6,7 +6,7 @@ from typing import Any
 
 
 def pseudonym(household: Any, secret: bytes) -> str:
-    """A household's name in artefacts, logs and feedback: HMAC-SHA256 with the shop's secret, 16 hex digits.
+    """A household's name in artefacts and feedback: HMAC-SHA256 with the shop's secret, 16 hex digits.
 
     Without the secret nobody can compute it from an id, or find the id by trying all; with it, everybody can.
     """

@@ -60,6 +60,9 @@ class FeedbackRequest(StrictModel):
     item: ItemId
     event: Literal["shown", "added", "refused"]
     household: str | None = Field(default=None, min_length=1, max_length=64)
+    rank: int | None = Field(default=None, ge=1, le=50, description="its place among the offers, from 1")
+    version: str | None = Field(default=None, max_length=64, description="of the artefact that offered it")
+    request: str | None = Field(default=None, max_length=64, description="x-request-id of the answer that offered it")
 
 
 class Item(BaseModel):
@@ -112,12 +115,13 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     for code, what in {
         400: "the body cannot be read as JSON",
         401: "no key, or one that is not known",
+        403: "the key may not do this",
         404: "no such item",
         405: "another method is wanted",
         413: "the body is too large",
         422: "something in the request must be changed",
-        429: "too many requests for this key",
-        503: "no model is loaded yet, or there is no room",
+        429: "too many requests for this key, or without one",
+        503: "no model is loaded yet, or too many requests wait",
     }.items()
 }
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self, cast
 
 import numpy as np
 import pandas as pd
@@ -107,6 +107,15 @@ class PairRules(RuleRecommender):
         """See `Recommender.state`: that of a `RuleRecommender`."""
         return {name: value for name, value in super().state().items() if name not in ("table", "min_count")}
 
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Self:
+        """See `Recommender.from_state`: the table is made again from the rules."""
+        model = cast(Self, super().from_state(state))
+        items, rules = model.left.nonzero()
+        shape = (model.left.shape[0],) * 2
+        model.table = sparse.csr_matrix((model.weights[rules], (items, model.right[rules])), shape)
+        return model
+
 
 def candidates(households: bool, n_baskets: int) -> dict[str, list[Recommender]]:
     """The models by name, each with the settings among which validation chooses (three where there is a choice)."""
@@ -137,8 +146,9 @@ def compare_models(split: Split, progress: Callable[[str], None] = lambda step: 
     small = replace(split, validation=choice, test=test)
     households = bool((split.train.households >= 0).any())
     fitted, chosen = {}, {}
-    for name, grid in candidates(households, len(split.train)).items():
-        progress(f"trying {name}")
+    tried = candidates(households, len(split.train))
+    for place, (name, grid) in enumerate(tried.items(), 1):
+        progress(f"trying {name} (model {place} of {len(tried)}, {len(grid)} setting{'s' * (len(grid) > 1)})")
         fitted[name], chosen[name] = _best(small, [model.fit(split.train) for model in grid])
     progress("trying a blend")
     other = "household recency" if households else "popularity"

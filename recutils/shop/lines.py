@@ -1,5 +1,6 @@
 """From files to lines: every row gets its fields as values, and a reason where it cannot be used."""
 
+import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,10 @@ def connect(folder: Path, memory: str = "1200MB") -> Any:
         f"temp_directory={sql.quoted(str(folder))}",
         "autoinstall_known_extensions=false",
         "autoload_known_extensions=false",
-        "enable_progress_bar=false",
     ):
         con.execute(f"SET {setting}")
+    with contextlib.suppress(duckdb.InvalidInputException):  # in Jupyter without ipywidgets it can draw none anyway
+        con.execute("SET enable_progress_bar=false")
     return con
 
 
@@ -280,7 +282,7 @@ def _give_reasons(table: LineTable, settings: ReadSettings) -> None:
         "date before 1990 or in the future": "moment < '1990-01-01' OR moment > now()::TIMESTAMP + INTERVAL 2 DAY",
         "cancelled": f"{marked} OR coalesce(regexp_matches(status, {sql.quoted(sql.CANCELLED)}), false)",
         "quantity not understood": "written_quantity IS NOT NULL AND quantity IS NULL",
-        "returned (quantity below zero)": "quantity < 0",
+        "quantity below zero (returned or written off)": "quantity < 0",
         "quantity of zero": "quantity = 0",
         "price of zero or less (gifts, write-offs)": f"price <= 0 AND {str(paid).lower()}",
         "no product, but postage, a fee or a voucher": f"regexp_matches(lower(coalesce(name, item)), "

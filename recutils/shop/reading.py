@@ -121,7 +121,7 @@ def _set_clock(con: Any, files: list[ShopFile]) -> None:
 def _account(table: LineTable) -> pd.DataFrame:
     """Rows read, used, left out by reason. Raises StoreError where none is used."""
     counts = table.con.execute("SELECT reason, count(*) FROM lines GROUP BY reason").fetchall()
-    left = sorted(((r, n) for r, n in counts if r is not None), key=lambda pair: -pair[1])
+    left = sorted(((r, n) for r, n in counts if r is not None), key=lambda pair: (-pair[1], pair[0]))
     read, used = sum(n for _, n in counts), sum(n for r, n in counts if r is None)
     rows = [(f"{table.unit} read", read), *((f"left out: {r}", n) for r, n in left), (f"{table.unit} used", used)]
     account = pd.DataFrame(rows, columns=["what", "lines"])

@@ -38,6 +38,7 @@ def write_report(
     else:
         progress("looking for pairs")
         rules = find_rules(split)
+        progress("companions, substitutes, bundles")
         said |= _pairs(split, shop, rules, encoder)
         said |= _models(compare_models(split, progress), cut)
         said["first"] = _first(said)
@@ -68,7 +69,7 @@ def _head(shop: Shop, shape: Shape) -> dict[str, Any]:
     numbers = [("baskets", f"{shape.n_baskets:,}"), ("products", f"{shape.n_items:,}")]
     numbers += [("customers", f"{shape.n_households:,}")] if shape.n_households else []
     numbers += [("weeks", f"{shape.weeks:.0f}")] if dated else []
-    numbers += [("median basket", f"{shape.spend:,.2f}")] if np.isfinite(shape.spend) else []
+    numbers += [("median value of a basket", f"{shape.spend:,.2f}")] if np.isfinite(shape.spend) else []
     return {
         "name": shop.name.replace("_", " "),
         "span": span,
@@ -238,7 +239,7 @@ def _trust(shop: Shop, shape: Shape, said: dict[str, Any]) -> list[str]:
     found = []
     if said["rules"]:
         found.append(
-            f"{len(said['rules'])} pairs beat chance; {held.get('yes', 0)} of them held in the {period}, "
+            f"{len(said['rules'])} pairs that beat chance are shown; {held.get('yes', 0)} held in the {period}, "
             f"{held.get('no', 0)} did not, for {held.get('too few', 0)} there are too few to tell."
         )
     else:

@@ -93,7 +93,7 @@ def fit_ranker(split: Split, shop: Shop, vectors: np.ndarray) -> HybridRanker:
     if vectors.any():
         members["text"] = EmbeddingRecommender(vectors)
     if (split.train.households >= 0).any():
-        members |= {"recency": HouseholdRecency(90), "own_baskets": HouseholdSessionKNN()}
+        members |= {"recency": HouseholdRecency(90), "session_knn": HouseholdSessionKNN()}
     trees = RankerSettings(30, fallback="ease", n_holdouts=2, n_trees=60 if len(labels) > 300 else 20)
     return HybridRanker(members, item_groups(split.items), None, labels, trees).fit(split.train)
 
@@ -111,14 +111,14 @@ def update_folder(
     served = served_folder(folder)
     secret = load_settings(served).secret
     split, _ = split_periods(shop)
-    progress("fitting the ranker")
+    progress("step 1 of 4: fitting the ranker (its trees take longest)")
     vectors = item_vectors(split.items, shop.words, False)
     ranker = fit_ranker(split, shop, vectors)
-    progress("comparing on the newest baskets")
+    progress("step 2 of 4: comparing on the newest baskets")
     passed, said = (True, "Not compared.") if force else _compare(split, ranker, served, secret, threshold, shop)
     if not passed:
         return False, said
-    progress("assembling the version")
+    progress("step 3 of 4: assembling the version")
     prices = shop.items.set_index("item_id")["price"].reindex(split.items["item_id"]).to_numpy(float)
     names, households = split.items["name"].to_list(), split.households.to_list()
     past = together(split.train, split.validation)
@@ -133,6 +133,7 @@ def update_folder(
         version.ranker = ranker.refresh(everything)
         version.purchases, version.visits = household_purchases(everything)
         version.pseudonyms = [pseudonym(h, secret) for h in households][: len(version.visits)]
+        progress("step 4 of 4: saving it")
         name = save(version, served, words)
     known = {"until": str(everything.timestamps.max()), "dated": "time" in shop.known}
     (served / f"{name}.made.json").write_text(json.dumps(known), encoding="utf-8")
@@ -185,7 +186,8 @@ def served_folder(folder: Path) -> Path:
 
 def serve_folder(folder: Path, host: str, port: int, quiet: bool = False) -> None:
     """Serve a shop until a signal ends it. It answers at once; a missing version is built in a process beside it."""
-    from recutils.service.__main__ import run, with_key
+    from recutils.service.__main__ import with_key
+    from recutils.service.server import run
 
     if not folder.exists():
         raise StoreError(

@@ -89,7 +89,7 @@ def main() -> None:
     members = {
         "text": models.EmbeddingRecommender(vectors),
         "recency": models.HouseholdRecency(),
-        "own_baskets": models.HouseholdSessionKNN(),
+        "session_knn": models.HouseholdSessionKNN(),
     }
     settings = RankerSettings(n_trees=20)
     labels = baskets[np.arange(500)]

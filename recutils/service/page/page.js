@@ -11,7 +11,7 @@ async function ask(path, body) {
   const found = await answer.json();
   if (answer.status === 401) enter();
   if (!answer.ok) throw new Error([found.error, ...found.fields.map((f) => `${f.where}: ${f.what}`)].join(" "));
-  return found;
+  return Object.assign(found, { request: answer.headers.get("x-request-id") });
 }
 
 async function attempt(work) {
@@ -110,16 +110,18 @@ async function renew() {
   }))));
   const answer = await ask("/recommend", { basket: [...basket.keys()], k: 5 });
   if (now !== asked) return; // the basket has changed meanwhile
-  at("offers").replaceChildren(...answer.items.map((item) => {
+  at("offers").replaceChildren(...answer.items.map((item, n) => {
+    tell(item, "shown", n + 1, answer);
     const li = line(
       item,
       button("Why?", `Why ${item.name}?`, () => attempt(() => why(item, li))),
-      button("Add", `Add ${item.name}`, () => { tell(item, "added"); put(item); }),
+      button("Add", `Add ${item.name}`, () => { tell(item, "added", n + 1, answer); put(item); }),
     );
     return li;
   }));
 }
-const tell = (item, event) => ask("/feedback", { item: item.item, event }).catch(() => {});
+const tell = (item, event, rank, { version, request }) =>
+  ask("/feedback", { item: item.item, event, rank, version, request }).catch(() => {});
 
 async function why(item, li) {
   const old = li.querySelector(".why");
