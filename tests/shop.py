@@ -94,10 +94,10 @@ def running(folder: Path, *more: str, rate: float = 1e6, wait: bool = True, secr
     """A service in a process of its own, `variables` in its environment: its address, a key, and the process."""
     if secret is not None:
         (folder / "secret").write_text(secret.decode())
-    key = auth.create_key(folder, "tests")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    key = auth.create_key(folder, f"tests {port}")  # another's key would be taken up, and this one refused
     command = [
         sys.executable,
         "-m",
@@ -110,7 +110,8 @@ def running(folder: Path, *more: str, rate: float = 1e6, wait: bool = True, secr
         str(rate),
         *more,
     ]
-    environment = {name: value for name, value in os.environ.items() if name != "RECUTILS_SECRET"} | variables
+    environment = {name: value for name, value in os.environ.items() if name != "RECUTILS_SECRET"}
+    environment |= {"RECUTILS_MAX_DELAY": "30"} | variables  # a busy machine is no overload
     with open(folder / "log.txt", "ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
     address = f"http://127.0.0.1:{port}"

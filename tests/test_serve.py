@@ -1314,7 +1314,8 @@ def test_too_much_is_refused_early_and_health_is_answered(folder):
         free.bind(("127.0.0.1", 0))
         probe = free.getsockname()[1]
     body = json.dumps({"basket": ["i00", "i07"], "k": 10}).encode()
-    with shop.running(folder, "--health-port", str(probe)) as (address, key, process):
+    variables = {"RECUTILS_MAX_DELAY": "0.05"}
+    with shop.running(folder, "--health-port", str(probe), **variables) as (address, key, process):
         host, port = address.removeprefix("http://").split(":")
         head = f"POST /recommend HTTP/1.1\r\nHost: x\r\nX-API-Key: {key}\r\nContent-Type: application/json\r\n"
         request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body

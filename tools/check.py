@@ -138,7 +138,7 @@ def compare(
 
 
 def check_key(notebook: Path) -> str:
-    """A hash of what a check of this notebook depends on: code cells, checked outputs, package, data, rows, pins."""
+    """A hash of what its check depends on: code cells, checked outputs, package, data it names, own rows, pins."""
     from recutils import source_code
 
     cells = [c for c in json.loads(notebook.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
@@ -158,7 +158,7 @@ def check_key(notebook: Path) -> str:
         modules |= {".".join(file.parts) for file in files}
     used = sorted({line for module in modules for line in source_code.module_code(module)})
     data = [p for p in sorted((ROOT / "data").rglob("*")) if p.is_file() and p.suffix != ".md" and p != CHECKED]
-    named = [p for p in data if p.parent == KEPT and ("read_results" in code or p.stem == notebook.stem)]
+    named = [p for p in data if p.parent == KEPT and p.name.split(".")[0] == notebook.stem]
     named += [p for p in data if p.parent != KEPT and (p.name in code or p.parent.name in code)]
     read = [(p.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in (*named, ROOT / "constraints.txt")]
     return hashlib.sha256(json.dumps([parts, outputs, used, read]).encode()).hexdigest()[:12]
