@@ -501,6 +501,7 @@ def test_a_notebook_has_changed_where_its_check_could_come_out_otherwise(tmp_pat
 def test_what_changed_is_run_and_the_rest_while_there_is_time(tmp_path, monkeypatch, capsys):
     names = ["11_a", "12_b", "13_c", "14_d"]
     notebooks = [a_notebook(tmp_path / f"{name}.ipynb") for name in names]
+    monkeypatch.delenv("RECUTILS_CHECK_MINUTES", raising=False)  # CI has a limit
     monkeypatch.setattr(check, "CHECKED", tmp_path / "checked.json")
     monkeypatch.setattr(check, "ROOT", tmp_path)
     (tmp_path / "constraints.txt").write_text("")
@@ -517,6 +518,17 @@ def test_what_changed_is_run_and_the_rest_while_there_is_time(tmp_path, monkeypa
         runs = check.check_world("here", notebooks, {}, False)["runs"]
         assert [r["notebook"] for r in runs][:2] == ["12_b", "13_c"] and sorted(r["notebook"] for r in runs) == expected
     assert capsys.readouterr().out.count("no time left; unchanged since") == 2
+
+
+def test_ci_makes_the_tests_as_a_plainer_processor_in_its_time(tmp_path):
+    """The script as it is, with a `make` that only says what it was asked in which world."""
+    fake = tmp_path / "make"
+    fake.write_text('#!/bin/sh\necho "$@ $RECUTILS_WORLD $RECUTILS_STRICT $RECUTILS_CHECK_MINUTES"\n')
+    fake.chmod(0o755)
+    (tmp_path / "chromium").symlink_to("/bin/true")
+    variables = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    run = subprocess.run([ROOT / ".ci" / "run"], capture_output=True, text=True, env=variables)
+    assert run.returncode == 0 and run.stdout == "test plain 1 32\n", run.stderr
 
 
 def test_a_slower_machine_starts_fewer(monkeypatch):

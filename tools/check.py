@@ -144,7 +144,6 @@ def check_key(notebook: Path) -> str:
     cells = [c for c in json.loads(notebook.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
     sources = ["".join(cell["source"]) for cell in cells]
     tags = [cell["metadata"].get("tags", []) for cell in cells]
-    parts = [(source, tag) for source, tag in zip(sources, tags, strict=True)]
     outputs = [cell["outputs"] for cell, tag in zip(cells, tags, strict=True) if "nbval-check-output" in tag]
     code = "\n".join(sources)
     modules = {"recutils"}
@@ -161,7 +160,8 @@ def check_key(notebook: Path) -> str:
     named = [p for p in data if p.parent == KEPT and p.name.split(".")[0] == notebook.stem]
     named += [p for p in data if p.parent != KEPT and (p.name in code or p.parent.name in code)]
     read = [(p.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in (*named, ROOT / "constraints.txt")]
-    return hashlib.sha256(json.dumps([parts, outputs, used, read]).encode()).hexdigest()[:12]
+    depends = [list(zip(sources, tags, strict=True)), outputs, used, read]
+    return hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:12]
 
 
 def checked() -> dict[str, dict]:
