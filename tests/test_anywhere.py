@@ -366,6 +366,7 @@ def test_a_module_of_the_reader_counts_before_it_is_imported_and_by_its_attribut
     assert keys[0] == keys[1] != keys[2]
 
 
+@pytest.mark.slow
 def test_data_without_a_hash_is_named(forked):
     code = "import threading\nfrom recutils import settings\nlock = threading.Lock()\n"
     code += "@settings.cached()\ndef made():\n    return lock.locked()\n"

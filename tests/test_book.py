@@ -286,6 +286,7 @@ def test_ctrl_c_leaves_nothing_half_written_and_the_next_build_goes_on(three):
     assert process.returncode == 0 and [("executed before" in line) for line in said] == [True, False, False]
 
 
+@pytest.mark.slow
 def test_a_chapter_that_reads_the_rows_of_others_is_executed_again_when_these_change(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "NOTEBOOKS", tmp_path)
     monkeypatch.setenv("RECUTILS_RESULTS", str(tmp_path))
