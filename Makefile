@@ -80,7 +80,7 @@ bench: .venv/bench
 clean:
 	rm -rf _build .cache .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info
 
-.venv/book .venv/test .venv/bench: .venv/%: pyproject.toml constraints.txt
+.venv/book .venv/test .venv/bench: .venv/%: pyproject.toml constraints.txt bare.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@test -d .venv || $(PYTHON) -m venv .venv || { echo "The venv module is missing (Debian: apt-get install python3-venv)."; rm -rf .venv; exit 1; }
-	@start=$$(date +%s); $(INSTALL) -e ".[$*]" && touch $@ && echo "set up in $$(($$(date +%s) - start)) s"
+	@start=$$(date +%s); $(INSTALL) -e ".[$*]" && $(INSTALL) --no-deps -r bare.txt && touch $@ && echo "set up in $$(($$(date +%s) - start)) s"

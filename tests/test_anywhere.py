@@ -366,6 +366,7 @@ def test_a_module_of_the_reader_counts_before_it_is_imported_and_by_its_attribut
     assert keys[0] == keys[1] != keys[2]
 
 
+@pytest.mark.slow
 def test_data_without_a_hash_is_named(forked):
     code = "import threading\nfrom recutils import settings\nlock = threading.Lock()\n"
     code += "@settings.cached()\ndef made():\n    return lock.locked()\n"
@@ -498,6 +499,15 @@ def test_a_notebook_has_changed_where_its_check_could_come_out_otherwise(tmp_pat
     assert check.check_key(place) != before
 
 
+def test_only_the_pins_of_its_own_extra_count():
+    own = {extra: check.pins(extra) for extra in ("", "text", "trust")}
+    names = {extra: {line.partition("==")[0] for line in lines} for extra, lines in own.items()}
+    assert {"numpy", "pandas", "nbval", "pytest"} <= names[""]
+    assert {"torch", "tokenizers", "peft"} <= names["text"] - names[""]  # tokenizers: asked for by transformers
+    assert {"opacus", "opendp", "lightgbm"} <= names["trust"] - names["text"]
+    assert "pyspark" not in names["trust"]
+
+
 def test_what_changed_is_run_and_the_rest_while_there_is_time(tmp_path, monkeypatch, capsys):
     names = ["11_a", "12_b", "13_c", "14_d"]
     notebooks = [a_notebook(tmp_path / f"{name}.ipynb") for name in names]
@@ -505,6 +515,7 @@ def test_what_changed_is_run_and_the_rest_while_there_is_time(tmp_path, monkeypa
     monkeypatch.setattr(check, "CHECKED", tmp_path / "checked.json")
     monkeypatch.setattr(check, "ROOT", tmp_path)
     (tmp_path / "constraints.txt").write_text("")
+    (tmp_path / "pyproject.toml").write_text("[project]\ndependencies = []\noptional-dependencies = {}\n")
     run = {"passed": True, "seconds": 100.0, "peak_gb": 1.0, "said": ""}
     monkeypatch.setattr(check, "check_notebook", lambda notebook, environment: run | {"notebook": notebook.stem})
     report = check.check_world("here", notebooks, {}, False)

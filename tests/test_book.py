@@ -112,7 +112,7 @@ def requirements(lines):
 def test_conda_environment_mirrors_the_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    chapters = ("text", "graph", "rules", "recommend", "explain", "service", "shop", "serve", "book")
+    chapters = [name for name in extras if name not in ("test", "bench")]
     wanted = requirements(project["dependencies"] + [r for name in chapters for r in extras[name]])
     listed = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     pip = next(entry["pip"] for entry in listed if isinstance(entry, dict))
@@ -286,6 +286,7 @@ def test_ctrl_c_leaves_nothing_half_written_and_the_next_build_goes_on(three):
     assert process.returncode == 0 and [("executed before" in line) for line in said] == [True, False, False]
 
 
+@pytest.mark.slow
 def test_a_chapter_that_reads_the_rows_of_others_is_executed_again_when_these_change(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "NOTEBOOKS", tmp_path)
     monkeypatch.setenv("RECUTILS_RESULTS", str(tmp_path))

@@ -122,6 +122,7 @@ def test_rank_links_against_scikit_learn(linking):
 
 
 @pytest.mark.parametrize("graded", [True, False])
+@pytest.mark.slow
 def test_link_predictor_learns_two_worlds(linking, two_worlds, graded):
     # Pairs within a world go together 4/3 times as often as chance; without the pair 0, 1 in training
     matrix = two_worlds[np.flatnonzero(~((two_worlds[:, 0].toarray() + two_worlds[:, 1].toarray()) == 2).ravel())]
@@ -267,6 +268,7 @@ def test_the_set_transformer_keeps_the_contract(sets, sample_split, tmp_path, mo
     assert model.recommend(sample_split.test, k=5).shape == (len(sample_split.test), 5)
 
 
+@pytest.mark.slow
 def test_the_set_transformer_reads_sets(sets, sample_split):
     """The order of the items and the padding change nothing; an item less, or another age, does."""
     model = sets["SetTransformer"](None, "baskets", steps=30, how={"lr": 5e-3, "dropout": 0.1, "width": 16})

@@ -296,6 +296,7 @@ def _slow_result(name: str) -> str:
     return name * 3
 
 
+@pytest.mark.slow
 def test_a_result_is_built_once_and_again_when_its_cache_breaks(tmp_path, monkeypatch):
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()

@@ -132,6 +132,7 @@ def test_for_a_sum_occlusion_and_shapley_are_the_parts(notebook, shop_models, sa
     np.testing.assert_allclose(notebook.shapley_values(value(notebook.all_subsets(n))), parts, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_bilinear_model_learns_what_goes_with_what(notebook, sample_split):
     """With a block of its own for each item it has to find the planted pairs; at rank 0 no group has a matrix."""
     train = sample_split.train

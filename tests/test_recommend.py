@@ -410,6 +410,7 @@ def test_holdout_queries():
     assert (labels[0] != labels[1]).nnz == 2
 
 
+@pytest.mark.slow
 def test_the_ranker_puts_candidates_first_and_unsold_items_in_the_order_of_the_fallback(sample_split):
     matrix = sample_split.train.matrix.tolil()
     matrix[:, [3, 7, 11]] = 0
@@ -585,6 +586,7 @@ def test_two_features_of_one_name_are_refused(members, groups, extra, twice):
         ranker.FeatureBuilder({name: models.Popularity() for name in members}, *tables)
 
 
+@pytest.mark.slow
 def test_a_group_called_size_is_a_group_like_any_other(sample_split):
     """A shop whose first text column is `size`: the same numbers under another name."""
     kinds, tables = np.arange(30) % 3, []
@@ -710,6 +712,7 @@ def test_stacked_rows_are_given_up_on_the_way(monkeypatch):
     assert stack([], 3).shape == (0, 3)
 
 
+@pytest.mark.slow
 def test_an_earlier_origin_reads_nothing_later(sample_split):
     """Its candidates stay the same whatever was bought after it, but for the labels; silent members say nothing."""
     train, model = sample_split.train, rolling(sample_split)
@@ -764,6 +767,7 @@ def test_the_strongest_part_of_a_basket(make, sample_split):
     assert not model.strongest(basket[:0]).any() and model.strongest(basket[:0]).shape == (30,)
 
 
+@pytest.mark.slow
 def test_a_ranker_without_trees_or_groups_says_what_to_do(sample_split):
     members = {"text": models.EmbeddingRecommender(VECTORS)}
     model = ranker.HybridRanker(members, pd.DataFrame({"kind": np.arange(30) % 3})).fit(sample_split.train)

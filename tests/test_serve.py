@@ -75,6 +75,7 @@ def queries(split):
         yield columns, int(split.test.households[row]), moment
 
 
+@pytest.mark.slow
 def test_one_basket_gets_what_the_batch_gets(ranker, sample_split):
     """Lists and scores to the last bit, for every basket of the test weeks, known and unknown households."""
     for columns, household, moment in queries(sample_split):
@@ -94,6 +95,7 @@ def test_the_batch_does_not_depend_on_its_size(ranker, sample_split):
     np.testing.assert_array_equal(whole[7:30], ranker.score(sample_split.test[7:30]))
 
 
+@pytest.mark.slow
 def test_members_without_a_way_of_their_own_for_one_basket_are_asked_too(sample_split):
     members = {"best_sold": models.Popularity(), "rules": models.RuleRecommender(0.005, 0.05, 3)}
     groups, settings = sample_split.items[["department"]], RankerSettings(30, "best_sold", n_trees=5)
@@ -955,6 +957,7 @@ def test_not_ready_until_a_version_is_there(settings, small, encoder):
         assert "no-such-version" in client.app.state.shared.store.error
 
 
+@pytest.mark.slow
 def test_a_share_of_the_households_is_answered_by_the_canary(settings, small, folder, encoder):
     settings.folder = folder
     old = artifact.current_version(folder)
@@ -1456,6 +1459,7 @@ def test_a_kill_during_start_up_loses_nothing(folder):
 # ---------------------------------------------------------------------------------------------- how it is deployed
 
 
+@pytest.mark.slow
 def test_the_container_starts_what_there_is():
     lines = (ROOT / "deploy" / "Containerfile").read_text().splitlines()
     steps = [line.split(" ", 1) for line in lines if line and not line.startswith("#")]
@@ -1527,6 +1531,7 @@ def test_the_board_shows_metrics_that_there_are(client):
     assert len(set(places)) == len(places)
 
 
+@pytest.mark.slow
 def test_the_service_needs_no_torch():
     code = "import sys, recutils.service.app; assert 'torch' not in sys.modules, 'torch'"
     subprocess.run([sys.executable, "-c", code], check=True)

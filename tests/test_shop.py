@@ -71,6 +71,7 @@ def test_a_broken_shop_gets_one_clear_sentence(write, message, tmp_path, capsys)
     assert message in said and "Traceback" not in said and len(said.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_two_ways_of_writing_give_one_shop(tmp_path):
     """German dirt and plain English are the same baskets, customers, products and sums."""
     shops = []
@@ -94,6 +95,7 @@ CELLS = st.sampled_from(["", "7", "x", "-2", "0", "2024-03-04", "tea", "Postage"
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.lists(CELLS, min_size=1, max_size=7), min_size=1, max_size=30))
+@pytest.mark.slow
 def test_no_row_vanishes_whatever_it_holds(rows, tmp_path):
     """Good lines with any others among them: rows read are rows used and rows left out."""
     folder = tmp_path / "any"
@@ -170,6 +172,7 @@ def test_the_code_on_the_page_runs(tmp_path, monkeypatch):
     assert scope["model"].n_items == 20
 
 
+@pytest.mark.slow
 def test_many_lines_are_read_in_bounded_memory(tmp_path):
     """200,000 lines; the 20 million are in tests/benchmarks."""
     sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
@@ -310,6 +313,7 @@ def test_a_blend_ranks_what_neither_scores_last():
     assert np.isfinite(scores).all() and np.allclose(scores.mean(axis=1), 0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_ranker_is_compared_where_there_are_labels_enough(sample_split, monkeypatch):
     """Its trees are grown from members that were fitted before."""
     pytest.importorskip("lightgbm")
@@ -395,6 +399,7 @@ def test_colours_of_the_page_have_contrast():
             assert ratio >= 4.5, (front, back, ratio)
 
 
+@pytest.mark.slow
 def test_the_report_reads_words_by_the_packaged_encoder(tmp_path, monkeypatch):
     """Where it is asked for and installed, English names go through it, once each; Chinese ones do not."""
     text = pytest.importorskip("recutils.text")
@@ -408,6 +413,7 @@ def test_the_report_reads_words_by_the_packaged_encoder(tmp_path, monkeypatch):
     assert [sorted(texts) for texts in read] == [sorted(strange.PRODUCTS)]
 
 
+@pytest.mark.slow
 def test_progress_says_which_model_of_how_many(tmp_path, capsys):
     strange.csv(tmp_path, strange.lines())
     assert cli.main(["report", str(tmp_path), "--no-encoder"]) == 0
@@ -415,6 +421,7 @@ def test_progress_says_which_model_of_how_many(tmp_path, capsys):
     assert [int(place) for _, place, _ in tried] == list(range(1, len(tried) + 1)) and {n for *_, n in tried} == {"6"}
 
 
+@pytest.mark.slow
 def test_names_cannot_put_markup_into_the_page(tmp_path):
     table = strange.lines()
     table["product name"] = table["product name"].replace("tea", "<img src=x onerror=alert(1)>")

@@ -27,6 +27,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -152,16 +153,55 @@ def check_key(notebook: Path) -> str:
             modules |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
             modules |= {alias.name for alias in node.names if alias.name.startswith("recutils")}
-    if "subprocess" in code:  # it may start any part of the package
-        files = (p.relative_to(ROOT).with_suffix("") for p in (ROOT / "recutils").rglob("*.py"))
-        modules |= {".".join(file.parts) for file in files}
+    if "subprocess" in code:  # it may start the command line, the service, and what its text names
+        modules |= {"recutils.cli", "recutils.service.__main__", *re.findall(r"recutils(?:\.\w+)+", code)}
     used = sorted({line for module in modules for line in source_code.module_code(module)})
     data = [p for p in sorted((ROOT / "data").rglob("*")) if p.is_file() and p.suffix != ".md" and p != CHECKED]
     named = [p for p in data if p.parent == KEPT and p.name.split(".")[0] == notebook.stem]
     named += [p for p in data if p.parent != KEPT and (p.name in code or p.parent.name in code)]
-    read = [(p.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in (*named, ROOT / "constraints.txt")]
-    depends = [list(zip(sources, tags, strict=True)), outputs, used, read]
+    read = [(p.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in named]
+    extra = re.search(r"recutils\[(\w+)\] @", code)
+    depends = [list(zip(sources, tags, strict=True)), outputs, used, read, pins(extra[1] if extra else "")]
     return hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:12]
+
+
+def pins(extra: str) -> list[str]:
+    """The lines of constraints.txt for an extra, pytest and nbval, and for all that these require in turn."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    own = {"": project["dependencies"], **project["optional-dependencies"]}
+    waiting = [*own[""], *own.get(extra, []), "ipykernel", "nbval", "pytest"]
+    found: set[tuple[str, frozenset[str]]] = set()
+    while waiting:
+        needed = Requirement(waiting.pop())
+        name, extras = canonicalize_name(needed.name), frozenset(needed.extras)
+        if needed.marker and not any(needed.marker.evaluate({"extra": e}) for e in ("", *extras)):
+            continue
+        if name == "recutils":
+            waiting += [line for e in extras for line in own[e]]
+        elif (name, extras) not in found:
+            found.add((name, extras))
+            waiting += _required(name, extras)
+    names = {name for name, _ in found}
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if canonicalize_name(line.partition("==")[0].strip()) in names]
+
+
+def _required(name: str, extras: frozenset[str]) -> list[str]:
+    """What a package requires here, as its metadata say; nothing where it is not installed."""
+    from packaging.requirements import Requirement
+
+    try:
+        lines = metadata.requires(name) or []
+    except metadata.PackageNotFoundError:
+        return []
+    found = [Requirement(line) for line in lines]
+    wanted = [r for r in found if r.marker is None or any(r.marker.evaluate({"extra": e}) for e in ("", *extras))]
+    for requirement in wanted:
+        requirement.marker = None
+    return [str(requirement) for requirement in wanted]
 
 
 def checked() -> dict[str, dict]:
