@@ -5,6 +5,8 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 LAB := $(patsubst notebooks/%.ipynb,%,$(wildcard notebooks/*.ipynb))
 COLAB := 01 02 04
+# make bench CORNAC=PYTHON: a Python that has cornac, for tests/benchmarks/ta_feng.py.
+CORNAC ?=
 export RECUTILS_CACHE ?= $(CURDIR)/.cache
 
 .PHONY: book test check shake lab-check colab-check address lab serve report notebooks screenshot long format html leaderboard bench clean
@@ -53,7 +55,7 @@ screenshot: .venv/test
 	RECUTILS_STRICT=1 RECUTILS_SCREENSHOT=1 $(BIN)/pytest -q tests/test_serve.py -k keyboard
 
 long: .venv/test
-	@for chapter in 02 05c 05d 05f 08; do \
+	@for chapter in 02 05c 05d 05f 05g 08; do \
 	  RECUTILS_PROFILE=long RECUTILS_RESULTS=$(CURDIR)/data/results $(BIN)/python tools/runner.py run _build/long --only $$chapter || exit 1; \
 	done
 
@@ -73,6 +75,7 @@ bench: .venv/bench
 	$(BIN)/python tests/benchmarks/neighbour.py
 	$(BIN)/python tests/benchmarks/million.py
 	$(BIN)/python tests/benchmarks/lines.py
+	$(BIN)/python tests/benchmarks/ta_feng.py $(CORNAC)
 
 clean:
 	rm -rf _build .cache .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info
