@@ -1,7 +1,8 @@
-"""Pairs of items in 10^5 to 10^8 generated receipt lines, by each engine of chapter 10: seconds and peak memory.
+"""Pairs of items in 10^5 to 10^8 generated receipt lines, by each engine of chapter 10: time and peak memory.
 
 `make bench`, or `python tests/benchmarks/scale.py [LINES ...]`. The generator and the engines are chapter 10's own,
-taken from its cells. Each engine works in a process of its own on one core; its memory is the most that it and its
+taken from its cells. Each engine works in a process of its own on one core; its time is that of the processor (`cpu s`,
+which holds on a busy machine; `seconds` passed meanwhile), its memory is the most that it and its
 children held at once (sampled every 50 ms). It is ended above 6 GB or after half an hour, which is kept as its result.
 Results go to data/benchmarks/scale.json as they come; what stands there already of the same code is not measured again.
 """
@@ -42,15 +43,19 @@ def chapter(*names: str) -> dict:
 
 
 def engines() -> dict:
-    """Chapter 10's engines by name."""
-    return chapter("PAIR_ENGINES")["PAIR_ENGINES"]
+    """Chapter 10's engines by name, Spark the last: its time includes that of starting it."""
+    own = chapter("PAIR_ENGINES", "pairs_by_spark")
+    return own["PAIR_ENGINES"] | {"Spark": own["pairs_by_spark"]}
 
 
 def fingerprint(engine: str) -> str:
     """A hash of the code that an engine's measurement depends on: the generator's, the files', the engine's."""
-    own = chapter("generate_baskets", "take_a_step", "write_part", "read_part", "KEEP", "PAIRS_SQL")
+    names = ("generate_baskets", "take_a_step", "write_part", "read_part", "KEEP", "PAIRS_SQL")
+    own = chapter(*names, "spark_pair_counts", "count_pairs_of_task")
     parts = [plain_code(own[name]) for name in ("generate_baskets", "take_a_step", "write_part", "read_part")]
     parts += [str(own["KEEP"]), own["PAIRS_SQL"] if engine == "duckdb" else "", plain_code(engines()[engine])]
+    if engine == "Spark":
+        parts += [plain_code(own[name]) for name in ("spark_pair_counts", "count_pairs_of_task")]
     parts += [str(SUPPORT), str(PER_PART)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
@@ -85,11 +90,24 @@ def one(engine: str, folder: Path) -> None:
     files, n_items = sorted(folder.glob("*.parquet")), int((folder / "n_items").read_text())
     if "miner" in engine:  # the compiler's second, or its cache
         chapter("pairs_by_miner")["rules"].mine_itemsets([[0, 1], [0, 1]], 0.5, 2)
-    start = time.perf_counter()
+    start, used = time.perf_counter(), processor_seconds()
     found = work(files, n_items, SUPPORT)
-    seconds = time.perf_counter() - start
+    seconds, used = time.perf_counter() - start, processor_seconds() - used
     checksum = int((((found["a"] * 1_000_003 + found["b"]) * 1_000_003 + found["n"]) % (2**61 - 1)).sum() % (2**61))
-    print(json.dumps({"seconds": round(seconds, 2), "pairs": len(found), "checksum": str(checksum)}))
+    print(
+        json.dumps(
+            {"cpu s": round(used, 2), "seconds": round(seconds, 2), "pairs": len(found), "checksum": str(checksum)}
+        )
+    )
+
+
+def processor_seconds() -> float:
+    """Of this process and its children so far: what it takes, whatever else the machine does."""
+    total = 0.0
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        times = process.cpu_times()
+        total += times.user + times.system + times.children_user + times.children_system
+    return total
 
 
 def measure(engine: str, folder: Path) -> dict:
@@ -161,7 +179,8 @@ def main() -> None:
 
 def known(rows: list[dict], size: int, engine: str) -> bool:
     """Whether this is measured already, with the same code."""
-    return any((r["size"], r["engine"], r["code"]) == (size, engine, fingerprint(engine)) for r in rows)
+    own = [r for r in rows if (r["size"], r["engine"], r["code"]) == (size, engine, fingerprint(engine))]
+    return any("cpu s" in r or "stopped" in r for r in own)
 
 
 if __name__ == "__main__":
