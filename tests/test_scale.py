@@ -21,6 +21,7 @@ from recutils import rules
 
 sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 sys.path.insert(0, str(ROOT / "deploy"))
+import catalogue
 import scale
 import spark_cluster
 
@@ -232,3 +233,78 @@ def test_two_workers_give_the_same_pairs_and_nothing_listens_outside(tmp_path):
     assert {ip.removeprefix("::ffff:") for ip in places} == {"127.0.0.1"}
     left = [p for p in psutil.Process().children(recursive=True) if "spark.deploy" in " ".join(p.cmdline())]
     assert not left
+
+
+# ------------------------------------------------------------------------------------ 10b: processes, streams
+
+
+def second(*names):
+    return definitions("10b_training_and_serving", *names)
+
+
+def test_a_count_is_never_too_low_and_exact_without_company():
+    sketch_of = second("CountMin").CountMin
+    keys = np.arange(1, 2001, dtype=np.uint64) << np.uint64(20)
+    counts = np.random.default_rng(0).integers(1, 100, size=len(keys))
+    crowded, roomy = sketch_of(6).add(keys, counts), sketch_of(20).add(keys, counts)
+    assert (crowded.estimate(keys) >= counts).all() and (crowded.estimate(keys) > counts).any()
+    assert (roomy.estimate(keys) == counts).mean() > 0.999
+    assert (crowded.counts.sum(axis=1) == counts.sum()).all()  # every row counts everything
+    again = sketch_of(6).add(keys[:700], counts[:700]).add(keys[700:], counts[700:])
+    assert (again.counts == crowded.counts).all()
+    twice = sketch_of(20).add(np.array([7, 7], np.uint64), [1, 2])
+    assert twice.estimate(np.array([7], np.uint64)).tolist() == [3]
+
+
+@pytest.mark.parametrize(("bits", "depth"), [(0, 4), (31, 4), (10, 0)])
+def test_a_sketch_without_counters_is_refused(bits, depth):
+    with pytest.raises(ValueError, match=f"bits is {bits}, depth {depth}"):
+        second("CountMin").CountMin(bits, depth)
+
+
+def test_recall_counts_the_true_neighbours_that_were_found():
+    recall = second("recall_at").recall_at
+    assert recall(np.array([[1, 2], [3, 9]]), np.array([[2, 1], [3, 4]])) == 0.75
+    assert recall(np.array([[-1, -1]]), np.array([[0, 1]])) == 0
+
+
+def test_an_inverted_file_misses_across_the_border():
+    search = second("ivf_search").ivf_search
+    vectors = np.array([[1.0, 0.1], [0.7, 0.69], [0.1, 1.0]])
+    query = np.array([0.69, 0.7])
+    assert search(query, vectors, np.eye(2), 1) == 2 and search(query, vectors, np.eye(2), 2) == 1
+
+
+def test_made_items_have_unit_length_and_a_parent():
+    factors = np.eye(4, 32, dtype=np.float32)
+    made = second("many_items").many_items(factors, 400, spread=0.5)
+    np.testing.assert_allclose(np.linalg.norm(made, axis=1), 1, rtol=1e-5)
+    best = (made @ factors.T).max(axis=1)
+    assert 0.85 < best.mean() < 0.95  # 1 / sqrt(1.25), about
+    assert len(np.unique((made @ factors.T).argmax(axis=1))) == 4
+
+
+def test_an_example_alone_with_its_partner_has_no_loss():
+    torch = pytest.importorskip("torch")
+    loss = second("in_batch_loss").in_batch_loss
+    assert loss(torch.eye(1), torch.eye(1)).item() == 0
+    assert loss(torch.eye(3), torch.eye(3), 1.0).item() == pytest.approx(np.log(np.e + 2) - 1, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_losses_of_one_and_of_a_run_that_was_killed():
+    run_jobs = second("run_jobs").run_jobs
+    words = ["milk", "bread", "jam", "tea", "beer", "crisps", "pasta", "sauce"]
+    batches = [[[words[i], words[(i + k) % 8]] for i in range(4)] for k in (1, 2, 3)]
+    job = {"batches": batches, "gather": True, "parts": 1, "dies_at": -1}
+    one = run_jobs([job | {"name": "one"}], 1)["one"]["losses"]
+    two = run_jobs([job | {"name": "two", "dies_at": 1}], 2, restarts=1)["two"]["losses"]
+    np.testing.assert_allclose(one, two, rtol=1e-3)
+    with pytest.raises(RuntimeError, match="torchrun failed"):
+        run_jobs([job | {"name": "two", "dies_at": 1}], 2)
+
+
+def test_the_stored_catalogue_is_of_this_code():
+    rows = json.loads(catalogue.KEPT.read_text(encoding="utf-8"))
+    assert {row["code"] for row in rows} == {catalogue.fingerprint()}
+    assert rows[0]["index"] == "exact" and rows[0]["recall"] == 1
