@@ -296,7 +296,7 @@ def test_two_processes_have_the_losses_of_one_and_of_a_run_that_was_killed():
     run_jobs = second("run_jobs").run_jobs
     words = ["milk", "bread", "jam", "tea", "beer", "crisps", "pasta", "sauce"]
     batches = [[[words[i], words[(i + k) % 8]] for i in range(4)] for k in (1, 2, 3)]
-    job = {"batches": batches, "gather": True, "parts": 1, "dies_at": -1}
+    job = {"batches": batches, "exchange": True, "parts": 1, "dies_at": -1}
     one = run_jobs([job | {"name": "one"}], 1)["one"]["losses"]
     two = run_jobs([job | {"name": "two", "dies_at": 1}], 2, restarts=1)["two"]["losses"]
     np.testing.assert_allclose(one, two, rtol=1e-3)
