@@ -231,8 +231,8 @@ def test_two_workers_give_the_same_pairs_and_nothing_listens_outside(tmp_path):
     ours = rules.frequent_itemsets(held, 0.1)
     assert found == dict(zip(ours["itemset"], ours["count"], strict=True))
     assert {ip.removeprefix("::ffff:") for ip in places} == {"127.0.0.1"}
-    left = [p for p in psutil.Process().children(recursive=True) if "spark.deploy" in " ".join(p.cmdline())]
-    assert not left
+    running = " ".join(" ".join(p.cmdline()) for p in psutil.Process().children(recursive=True))
+    assert "deploy.master.Master" not in running and "deploy.worker.Worker" not in running
 
 
 # ------------------------------------------------------------------------------------ 10b: processes, streams
