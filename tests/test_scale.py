@@ -183,6 +183,9 @@ def test_without_java_there_is_one_clear_message(no_java):
 
 @pytest.mark.parametrize("memory", [64, 10**9])
 def test_memory_that_is_not_there_is_refused(memory, monkeypatch, tmp_path):
+    java = tmp_path / "bin" / "java"
+    java.parent.mkdir()
+    java.touch(mode=0o755)
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     with pytest.raises(ValueError, match=f"memory_mb is {memory}; Spark's driver needs at least 512"):
         chapter("check_machine").check_machine(memory)
