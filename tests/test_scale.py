@@ -259,6 +259,26 @@ def test_a_count_is_never_too_low_and_exact_without_company():
     assert twice.estimate(np.array([7], np.uint64)).tolist() == [3]
 
 
+def test_counts_that_a_counter_cannot_hold_are_refused():
+    full = second("CountMin").CountMin(4)
+    full.add(np.array([1, 2], np.uint64), [2**30, 2**30 - 1])
+    with pytest.raises(ValueError, match=r"below 2\*\*31"):
+        full.add(np.array([3], np.uint64), [1])
+
+
+def test_sketches_of_two_halves_of_baskets_are_the_sketch_of_all():
+    code = second("CountMin", "keys_of")
+    baskets = sparse.csr_matrix(np.vstack([FIVE] * 4).astype(np.int32))
+
+    def sketch_of(matrix):
+        pairs = sparse.triu(rules.pair_counts(matrix), 1).tocoo()
+        return code.CountMin(6).add(code.keys_of(pairs), pairs.data).counts
+
+    assert (sketch_of(baskets[:7]) + sketch_of(baskets[7:]) == sketch_of(baskets)).all()
+    keys = code.keys_of(sparse.coo_matrix(np.triu(np.ones((4, 4)), 1)))
+    assert len(set(keys.tolist())) == 6 and (0 << 32) + 1 in keys and (2 << 32) + 3 in keys
+
+
 @pytest.mark.parametrize(("bits", "depth"), [(0, 4), (31, 4), (10, 0)])
 def test_a_sketch_without_counters_is_refused(bits, depth):
     with pytest.raises(ValueError, match=f"bits is {bits}, depth {depth}"):
@@ -294,18 +314,40 @@ def test_an_example_alone_with_its_partner_has_no_loss():
     assert loss(torch.eye(3), torch.eye(3), 1.0).item() == pytest.approx(np.log(np.e + 2) - 1, rel=1e-5)
 
 
+def test_a_process_takes_its_own_share_and_no_unequal_ones():
+    shard_of = second("shard_of").shard_of
+    assert [shard_of(list("abcdefgh"), rank, 2, 2) for rank in (0, 1)] == [list("abcd"), list("efgh")]
+    assert [shard_of(list("abc"), rank, 3, 1) for rank in range(3)] == [["a"], ["b"], ["c"]]
+    for size, world, parts in ((5, 2, 1), (6, 2, 2), (0, 1, 1)):
+        with pytest.raises(ValueError, match=f"{size} pairs do not divide by {world} x {parts} parts"):
+            shard_of(list(range(size)), 0, world, parts)
+    with pytest.raises(ValueError, match="3 pairs do not divide by 2 x 1 parts"):
+        second("run_jobs").run_jobs([{"name": "odd", "batches": [["ab", "cd", "ef"]], "parts": 1}], 2)
+
+
+def test_the_length_of_a_gradient_is_over_all_that_is_trained():
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Linear(2, 1)
+    model(torch.tensor([[3.0, 4.0]])).sum().backward()
+    assert second("gradient_norm").gradient_norm(model) == pytest.approx(np.sqrt(9 + 16 + 1))
+    model.bias.grad = None  # what is frozen has none
+    assert second("gradient_norm").gradient_norm(model) == pytest.approx(5)
+
+
 @pytest.mark.slow
-def test_two_processes_have_the_losses_of_one_and_of_a_run_that_was_killed():
-    rest = ("small_encoder", "vectors_of", "train_one_step", "load_checkpoint", "save_checkpoint", "train", "main")
-    code = second("run_jobs", *rest)
-    code.PARTS_OF_IT += [getattr(code, name) for name in rest]  # as the notebook does below its first assignment
-    run_jobs = code.run_jobs
+def test_two_processes_have_the_losses_and_gradient_of_one_and_of_a_run_that_was_killed():
+    run_jobs = second("run_jobs").run_jobs
     words = ["milk", "bread", "jam", "tea", "beer", "crisps", "pasta", "sauce"]
     batches = [[[words[i], words[(i + k) % 8]] for i in range(4)] for k in (1, 2, 3)]
     job = {"batches": batches, "exchange": True, "parts": 1, "dies_at": -1}
-    one = run_jobs([job | {"name": "one"}], 1)["one"]["losses"]
-    two = run_jobs([job | {"name": "two", "dies_at": 1}], 2, restarts=1)["two"]["losses"]
-    np.testing.assert_allclose(one, two, rtol=1e-3)
+    one = run_jobs([job | {"name": "one"}], 1)["one"]
+    two = run_jobs([job | {"name": "two"}], 2)["two"]
+    killed = run_jobs([job | {"name": "two", "dies_at": 1}], 2, restarts=1)["two"]
+    np.testing.assert_allclose(one["losses"], two["losses"], rtol=1e-3)
+    np.testing.assert_allclose(one["losses"], killed["losses"], rtol=1e-3)
+    assert two["gradient"] == pytest.approx(one["gradient"], rel=1e-2) and one["gradient"][0] > 0
+    assert (one["restarts"], two["restarts"], killed["restarts"]) == (0, 0, 1)
+    assert one["seconds"] > 0 and two["seconds"] > 0
     with pytest.raises(RuntimeError, match="torchrun failed"):
         run_jobs([job | {"name": "two", "dies_at": 1}], 2)
 
