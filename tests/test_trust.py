@@ -25,6 +25,7 @@ def privacy():
 @pytest.fixture(scope="module")
 def attacks():
     names = ("group_gap", "exposure", "gini", "with_bonus", "judge", "fake_baskets", "count_table", "erased")
+    names += ("drawn_means", "gap_draws", "by_luck", "bootstrap_gap")
     return definitions("09b_fairness_and_attacks", *names, "normalise", "acceptance", "fill", "ease_of", "ATTACKS")
 
 
@@ -187,6 +188,24 @@ def test_gap_by_hand(attacks):
     for groups in (["a"] * 4, ["a", "a", "b", None]):
         with pytest.raises(ValueError, match="two groups or more"):
             attacks.group_gap([1, 1, 0, 0.5], groups)
+
+
+def test_a_gap_is_held_against_groups_dealt_at_random(attacks):
+    rng = np.random.default_rng(0)
+    who = np.repeat(np.arange(60), 3)  # three queries of each household; the last ten are in no group
+    groups = np.array(["a"] * 25 + ["b"] * 25 + [None] * 10, dtype=object)
+    same = rng.random(180)
+    apart = same + (groups[who] == "a")
+    names, found = attacks.drawn_means(apart, who, groups, 50, shuffle=True)
+    assert names == ["a", "b"] and found.shape == (50, 2)
+    # Groups of equal size share out the same total however they are dealt.
+    assert found.sum(axis=1) == pytest.approx(2 * apart[:150].mean())
+    row = attacks.bootstrap_gap(apart, who, groups)
+    assert row["worst"] == "b" and row["worst in"] == 1 and 0.8 < row["low"] < row["gap"] < row["high"] < 1.2
+    assert attacks.by_luck(row["gap"], apart, who, groups, 199) == 1 / 200
+    assert attacks.by_luck(0, same, who, groups, 199) == 1  # every deal has a gap of 0 or more
+    null = attacks.bootstrap_gap(same, who, groups)["gap"]
+    assert attacks.by_luck(null, same, who, groups, 199) > 0.05
 
 
 def test_exposure_and_gini_by_hand(attacks):
