@@ -299,10 +299,10 @@ def test_fusion_falls_back_on_pictures(reviews):
 
 
 def test_the_excerpt_of_pictures_is_as_its_card_says():
-    excerpt = np.load(ROOT / "data" / "pictures" / "fashion_mnist_excerpt.npz")
-    assert excerpt["train_pictures"].shape == (800, 28, 28) and excerpt["test_pictures"].shape == (400, 28, 28)
-    assert np.bincount(excerpt["train_kinds"]).tolist() == [80] * 10
-    assert np.bincount(excerpt["test_kinds"]).tolist() == [40] * 10
+    table = pd.read_parquet(ROOT / "data" / "pictures" / "fashion_mnist_excerpt.parquet")
+    assert (table["picture"].map(len) == 28 * 28).all()
+    counts = table.groupby(["part", "kind"]).size().unstack()
+    assert (counts.loc["train"] == 80).all() and (counts.loc["test"] == 40).all() and counts.shape == (2, 10)
 
 
 @pytest.mark.slow
