@@ -266,6 +266,37 @@ def test_cusum_by_hand_and_its_restart(reviews):
             reviews.cusum(days, 1 - days, q0, q1)
 
 
+def test_each_product_may_have_its_own_usual_share(reviews):
+    bad = np.random.default_rng(0).poisson(2, (50, 3))
+    q0, q1 = np.array([0.1, 0.2, 0.3]), np.array([0.2, 0.4, 0.5])
+    sums, alarms = reviews.cusum(bad, 8 - bad.clip(max=8), q0, q1, 3)
+    for i in range(3):
+        alone = reviews.cusum(bad[:, [i]], (8 - bad.clip(max=8))[:, [i]], q0[i], q1[i], 3)
+        assert np.allclose(alone[0][:, 0], sums[:, i]) and (alone[1][:, 0] == alarms[:, i]).all()
+    with pytest.raises(ValueError, match="0 < q0 < q1 < 1"):
+        reviews.cusum(bad, bad, q0, np.array([0.2, 0.1, 0.5]))
+
+
+def test_the_weekly_rule_calls_less_often_with_a_larger_z():
+    chapter = definitions("11b_reviews_and_pictures", "wilson_low", "weekly_rule")
+    chapter.Q0 = 0.25
+    bad, good = np.zeros((15, 1), dtype=int), np.full((15, 1), 7)
+    bad[7:14], good[7:14] = 3, 4  # 21 of 49 in the second week; the fifteenth day is no whole week
+    assert chapter.weekly_rule(bad, good)[:, 0].tolist() == [False] * 13 + [True]
+    assert not chapter.weekly_rule(bad, good, 4).any()
+
+
+def test_q0_counted_again_does_not_need_the_rates():
+    chapter = definitions("11b_reviews_and_pictures", "draw_days", "counted_again", "share_called", "promise")
+    chapter.on_validation = (0.75, 0.12)
+    for each, spread in ((False, 0.002), (True, 0.02)):
+        q0, q1 = chapter.counted_again(np.random.default_rng(0), (0.76, 0.15), each)
+        assert np.std(q0) < spread and np.mean(q0) == pytest.approx(0.15 * 0.76 + 0.85 * 0.15, abs=0.002)
+        assert np.allclose(q1 - q0, 0.15 * (0.75 - 0.12)) and np.ndim(q0) == each
+    rows = [{"low": 0.1, "high": 0.2}, {"low": 0.15, "high": 0.25}, {"low": 0.21, "high": 0.3}]
+    assert [chapter.promise(row) for row in rows] == ["kept", "not shown", "broken"]
+
+
 def test_first_day_and_wilson(reviews):
     alarms = np.array([[False, False], [True, False], [True, False]])
     assert reviews.first_day(alarms).tolist() == [2, np.inf]
@@ -299,10 +330,10 @@ def test_fusion_falls_back_on_pictures(reviews):
 
 
 def test_the_excerpt_of_pictures_is_as_its_card_says():
-    excerpt = np.load(ROOT / "data" / "pictures" / "fashion_mnist_excerpt.npz")
-    assert excerpt["train_pictures"].shape == (800, 28, 28) and excerpt["test_pictures"].shape == (400, 28, 28)
-    assert np.bincount(excerpt["train_kinds"]).tolist() == [80] * 10
-    assert np.bincount(excerpt["test_kinds"]).tolist() == [40] * 10
+    table = pd.read_parquet(ROOT / "data" / "pictures" / "fashion_mnist_excerpt.parquet")
+    assert (table["picture"].map(len) == 28 * 28).all()
+    counts = table.groupby(["part", "kind"]).size().unstack()
+    assert (counts.loc["train"] == 80).all() and (counts.loc["test"] == 40).all() and counts.shape == (2, 10)
 
 
 @pytest.mark.slow
