@@ -173,8 +173,16 @@ def check_key(notebook: Path) -> str:
     used = sorted({line for module in modules for line in source_code.module_code(module)})
     data = [p for p in sorted((ROOT / "data").rglob("*")) if p.is_file() and p.suffix != ".md" and p != CHECKED]
     named = [p for p in data if p.parent == KEPT and p.name.split(".")[0] == notebook.stem]
-    named += [p for p in data if p.parent != KEPT and (p.name in code or p.parent.name in code)]
-    read = [(p.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in named]
+    others = [p for p in data if p.parent not in (KEPT, ROOT / "data")]
+    for folder in {
+        p.parent for p in others if re.search(rf"[\"'/]{p.parent.name}[\"'/]", code)
+    }:  # by name, its own, else all of the folder
+        # Of a folder that the code names: the files that it names, or its own, or else all.
+        inside = [p for p in others if p.parent == folder]
+        some = [p for p in inside if p.name in code or p.stem == notebook.stem]
+        named += some or inside
+    named += [p for p in others if p.name in code and p not in named]
+    read = [(p.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in sorted(named)]
     extra = re.search(r"recutils\[(\w+)\] @", code)
     depends = [list(zip(sources, tags, strict=True)), outputs, used, read, pins(extra[1] if extra else "")]
     return hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:12]
