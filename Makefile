@@ -55,7 +55,7 @@ screenshot: .venv/test
 	RECUTILS_STRICT=1 RECUTILS_SCREENSHOT=1 $(BIN)/pytest -q tests/test_serve.py -k keyboard
 
 long: .venv/test
-	@for chapter in 02 05c 05d 05f 05g 08; do \
+	@for chapter in 02 05c 05d 05f 05g 08 09_ 11; do \
 	  RECUTILS_PROFILE=long RECUTILS_RESULTS=$(CURDIR)/data/results $(BIN)/python tools/runner.py run _build/long --only $$chapter || exit 1; \
 	done
 
@@ -76,6 +76,8 @@ bench: .venv/bench
 	$(BIN)/python tests/benchmarks/million.py
 	$(BIN)/python tests/benchmarks/lines.py
 	$(BIN)/python tests/benchmarks/ta_feng.py $(CORNAC)
+	$(BIN)/python tests/benchmarks/scale.py
+	$(BIN)/python tests/benchmarks/catalogue.py
 
 clean:
 	rm -rf _build .cache .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info

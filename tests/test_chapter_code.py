@@ -37,14 +37,14 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("RECUTILS_CACHE", str(tmp_path))
 
 
-# ------------------------------------------------------------------------------------ chapter 02: the tagger
+# ------------------------------------------------------------------------------------ chapter 02c: the tagger
 
 
 @pytest.fixture(scope="module")
 def tagging():
     names = ("Tagger", "bio_tags", "tokenize_words", "first_tokens", "token_loss", "load_tagger", "train_tagger")
     names += ("predict_tags", "join_spans", "extract_attributes")
-    return chapter_code("02_bert_fine_tuning", *names)
+    return chapter_code("02c_words_at_work", *names)
 
 
 def test_bio_marks_where_fields_begin(tagging):

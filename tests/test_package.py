@@ -42,8 +42,6 @@ SINGLE = {
     "graph.build.adjacency": "how a reader hands over a graph of their own",
     "graph.nodes.NodeClassifier": "a published signature",
     "graph.nodes.train_node_classifier": "a published signature",
-    "rules.partitions.frequent_in_partitions": "what a chapter on many machines will share",
-    "settings.in_fp32": "restores the precision that the environment named",
 }
 # Functions whose signature is published.
 PUBLISHED = {"train_node_classifier"}

@@ -36,7 +36,8 @@ CHECKED = ROOT / "data" / "checked.json"  # of each notebook that passed: key, d
 # Of a kernel and the processes it starts: 1.8 is meant, so that a container of 2 GB survives it. What holds more today
 # may not grow. The limits leave a tenth for other machines: in fp32 training takes that much more than in bf16, and a
 # fresh clone compiles the miner, which holds 0.15 GB in 04 and 04b. Chapter 07 runs a service beside the kernel.
-MOST_GB = {"02": 2.0, "03": 1.95, "04": 1.95, "05": 2.1, "06": 2.2, "07": 2.6}
+# Chapter 10 starts Spark, whose Java process holds up to 1.5 GB.
+MOST_GB = {"02": 2.0, "03": 1.95, "04": 1.95, "05": 2.1, "06": 2.2, "07": 2.6, "10": 3.0}
 MEANT_GB = 1.8
 CELL_SECONDS = 1200
 
@@ -55,12 +56,24 @@ SHORT = {"03_product_graph": ("link_prediction", "cold_items")}
 # A bundle that wins by a near tie falls by rounding too: one of a thousand baskets is 0.3 % of a row.
 ENCODED = {
     "02_bert_fine_tuning": "zero_shot",
+    "02b_training_methods": "ridge|no training",
+    "02c_words_at_work": "pretrained",
     "04b_rules_in_depth": "pretrained",
     "05b_bundles": "affinity",
     "08_your_own_shop": "encoder|text",
+    "09_trust": "attack_|ease500_epsilon|capped",
+    "11_languages": "^e5|^use|wordllama|dictionary",
+    "11b_reviews_and_pictures": "frozen|counted_characters",
 }
-WORDS = {"02_bert_fine_tuning": "^text", "03_product_graph": "text_cosine", "04b_rules_in_depth": "tuned_text"}
+WORDS = {
+    "02_bert_fine_tuning": "^text",
+    "02c_words_at_work": "^fine-tuned",
+    "03_product_graph": "text_cosine",
+    "04b_rules_in_depth": "tuned_text",
+    "11_languages": "minilm",
+}
 TRAINED = {
+    "02c_words_at_work": "^BERT",
     "03_product_graph": "graph|gcn|gat|all_three",
     "05_recommendation": "hybrid|als",
     "05b_bundles": "ranker",
@@ -70,6 +83,8 @@ TRAINED = {
     "06_explanation": "",
     "07_deployment": "",
     "07b_operation": "",
+    "10_scale": "als",
+    "11b_reviews_and_pictures": "",
 }
 
 
@@ -158,8 +173,16 @@ def check_key(notebook: Path) -> str:
     used = sorted({line for module in modules for line in source_code.module_code(module)})
     data = [p for p in sorted((ROOT / "data").rglob("*")) if p.is_file() and p.suffix != ".md" and p != CHECKED]
     named = [p for p in data if p.parent == KEPT and p.name.split(".")[0] == notebook.stem]
-    named += [p for p in data if p.parent != KEPT and (p.name in code or p.parent.name in code)]
-    read = [(p.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in named]
+    others = [p for p in data if p.parent not in (KEPT, ROOT / "data")]
+    for folder in {
+        p.parent for p in others if re.search(rf"[\"'/]{p.parent.name}[\"'/]", code)
+    }:  # by name, its own, else all of the folder
+        # Of a folder that the code names: the files that it names, or its own, or else all.
+        inside = [p for p in others if p.parent == folder]
+        some = [p for p in inside if p.name in code or p.stem == notebook.stem]
+        named += some or inside
+    named += [p for p in others if p.name in code and p not in named]
+    read = [(p.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in sorted(named)]
     extra = re.search(r"recutils\[(\w+)\] @", code)
     depends = [list(zip(sources, tags, strict=True)), outputs, used, read, pins(extra[1] if extra else "")]
     return hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:12]
