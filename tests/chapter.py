@@ -2,9 +2,12 @@
 
 import ast
 import functools
+import inspect
 import linecache
 import re
+import textwrap
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import jupytext
@@ -34,6 +37,15 @@ def definitions(stem: str, *names: str) -> types.ModuleType:
         if bound & needed:
             exec(compile(ast.Module([node], []), file, "exec"), module.__dict__)
     return module
+
+
+def plain_code(function: Callable) -> str:
+    """A function's code without comments, docstring and layout."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and ast.get_docstring(node):
+            node.body = node.body[1:]
+    return ast.unparse(tree)
 
 
 def _cells(stem: str) -> list[tuple[str, str]]:

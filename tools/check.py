@@ -174,13 +174,10 @@ def check_key(notebook: Path) -> str:
     data = [p for p in sorted((ROOT / "data").rglob("*")) if p.is_file() and p.suffix != ".md" and p != CHECKED]
     named = [p for p in data if p.parent == KEPT and p.name.split(".")[0] == notebook.stem]
     others = [p for p in data if p.parent not in (KEPT, ROOT / "data")]
-    for folder in {
-        p.parent for p in others if re.search(rf"[\"'/]{p.parent.name}[\"'/]", code)
-    }:  # by name, its own, else all of the folder
-        # Of a folder that the code names: the files that it names, or its own, or else all.
+    # Of a folder that the code names: the files that it names, or its own, or else all.
+    for folder in {p.parent for p in others if re.search(rf"[\"'/]{p.parent.name}[\"'/]", code)}:
         inside = [p for p in others if p.parent == folder]
-        some = [p for p in inside if p.name in code or p.stem == notebook.stem]
-        named += some or inside
+        named += [p for p in inside if p.name in code or p.stem == notebook.stem] or inside
     named += [p for p in others if p.name in code and p not in named]
     read = [(p.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in sorted(named)]
     extra = re.search(r"recutils\[(\w+)\] @", code)
@@ -195,36 +192,29 @@ def pins(extra: str) -> list[str]:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     own = {"": project["dependencies"], **project["optional-dependencies"]}
-    waiting = [*own[""], *own.get(extra, []), "ipykernel", "nbval", "pytest"]
     found: set[tuple[str, frozenset[str]]] = set()
+    waiting = [(line, frozenset[str]()) for line in (*own[""], *own.get(extra, []), "ipykernel", "nbval", "pytest")]
     while waiting:
-        needed = Requirement(waiting.pop())
+        line, asked_for = waiting.pop()  # and the extras of the package that requires it
+        needed = Requirement(line)
         name, extras = canonicalize_name(needed.name), frozenset(needed.extras)
-        if needed.marker and not any(needed.marker.evaluate({"extra": e}) for e in ("", *extras)):
+        applies = needed.marker is None or any(needed.marker.evaluate({"extra": e}) for e in ("", *asked_for))
+        if not applies or (name, extras) in found:
             continue
-        if name == "recutils":
-            waiting += [line for e in extras for line in own[e]]
-        elif (name, extras) not in found:
-            found.add((name, extras))
-            waiting += _required(name, extras)
+        found.add((name, extras))
+        lines = [line for e in extras for line in own[e]] if name == "recutils" else required(name)
+        waiting += [(line, extras) for line in lines]
     names = {name for name, _ in found}
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     return [line for line in lines if canonicalize_name(line.partition("==")[0].strip()) in names]
 
 
-def _required(name: str, extras: frozenset[str]) -> list[str]:
-    """What a package requires here, as its metadata say; nothing where it is not installed."""
-    from packaging.requirements import Requirement
-
+def required(name: str) -> list[str]:
+    """What a package requires, as its metadata say; nothing where it is not installed."""
     try:
-        lines = metadata.requires(name) or []
+        return metadata.requires(name) or []
     except metadata.PackageNotFoundError:
         return []
-    found = [Requirement(line) for line in lines]
-    wanted = [r for r in found if r.marker is None or any(r.marker.evaluate({"extra": e}) for e in ("", *extras))]
-    for requirement in wanted:
-        requirement.marker = None
-    return [str(requirement) for requirement in wanted]
 
 
 def checked() -> dict[str, dict]:

@@ -6,25 +6,21 @@ go to data/benchmarks/catalogue.json as they come; what stands there of the same
 """
 
 import argparse
-import ast
 import hashlib
-import inspect
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-import textwrap
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
-from chapter import definitions  # noqa: E402
+from chapter import definitions, plain_code  # noqa: E402
 
 KEPT = ROOT / "data" / "benchmarks" / "catalogue.json"
 N_ITEMS, N_QUERIES, K = 1_000_000, 500, 10
@@ -41,15 +37,6 @@ def fingerprint() -> str:
     text = [plain_code(own[name]) for name in ("many_items", "recall_at")]
     parts = [*text, repr({n: (f, o, v) for n, (f, o, v) in own["INDEXES"].items()}), str((N_ITEMS, N_QUERIES, K))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
-
-
-def plain_code(function: Callable) -> str:
-    """A function's code without comments, docstring and layout."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and ast.get_docstring(node):
-            node.body = node.body[1:]
-    return ast.unparse(tree)
 
 
 def one(name: str, folder: Path) -> None:

@@ -8,17 +8,13 @@ Results go to data/benchmarks/scale.json as they come; what stands there already
 """
 
 import argparse
-import ast
 import hashlib
-import inspect
 import json
 import os
 import subprocess
 import sys
 import tempfile
-import textwrap
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +24,7 @@ from recutils import data
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
-from chapter import definitions  # noqa: E402
+from chapter import definitions, plain_code  # noqa: E402
 
 KEPT = ROOT / "data" / "benchmarks" / "scale.json"
 SIZES = (100_000, 1_000_000, 10_000_000, 100_000_000)
@@ -58,15 +54,6 @@ def fingerprint(engine: str) -> str:
         parts += [plain_code(own[name]) for name in ("spark_pair_counts", "count_pairs_of_task")]
     parts += [str(SUPPORT), str(PER_PART)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
-
-
-def plain_code(function: Callable) -> str:
-    """A function's code without comments, docstring and layout."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and ast.get_docstring(node):
-            node.body = node.body[1:]
-    return ast.unparse(tree)
 
 
 def generate(folder: Path, n_lines: int) -> tuple[int, int]:
