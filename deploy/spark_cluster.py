@@ -29,7 +29,8 @@ def standalone_cluster(workers: int = 2, memory_mb: int = 512, seconds: float = 
 
     Raises RuntimeError where Java or PySpark is missing, or where the workers are not there in time.
     """
-    if not (os.environ.get("JAVA_HOME") or shutil.which("java")):
+    home = os.environ.get("JAVA_HOME")
+    if not shutil.which("java", path=home and str(Path(home) / "bin")):
         raise RuntimeError("Spark needs Java 17 or newer; install one (Debian: openjdk-17-jre-headless).")
     spec = importlib.util.find_spec("pyspark")
     if spec is None or spec.origin is None:

@@ -170,6 +170,27 @@ def _week(folder: Path) -> None:
     csv(folder, table.assign(date=pd.Timestamp("2024-01-01 08:15") + pd.to_timedelta(hours / 20, unit="h")))
 
 
+def _partitioned(folder: Path) -> None:
+    """A folder a week, as engines write it, a column that came later, and the catalogue beside it."""
+    table = lines().assign(week=lambda t: t["date"].dt.isocalendar().week)
+    for week, part in table.groupby("week"):
+        (folder / f"receipts/week={week}").mkdir(parents=True)
+        part = part.drop(columns="week" if week % 2 else ["week", "product name"])
+        part.to_parquet(folder / f"receipts/week={week}/part-0.snappy.parquet")
+    (folder / "receipts/_SUCCESS").write_bytes(b"")
+    lines()[["sku", "product name"]].drop_duplicates().to_parquet(folder / "items.parquet")
+
+
+def _gap(folder: Path) -> None:
+    table = lines()
+    csv(folder, table[(table["date"] < "2024-02-01") | (table["date"] > "2024-02-20")])
+
+
+def _beside(name: str) -> Callable[[Path], None]:
+    """Partitions with another folder beside them."""
+    return lambda folder: (_partitioned(folder), (folder / "receipts" / name).mkdir())[0]
+
+
 N = len(lines())
 WITHOUT = {
     "customer": "No customer is known",
@@ -182,6 +203,8 @@ GOOD: dict[str, Strange] = {
     "german": Strange(_german, ["not UTF-8; read as cp1252", "decimal comma", "day-month-year", "= Kundennr."], N),
     "chinese": Strange(_chinese, ["read as gb18030", "item = 商品编号", "time = 下单时间"], N),
     "parquet": Strange(lambda f: lines().to_parquet(f / "sales.parquet"), ["item = sku"], N),
+    "partitions": Strange(_partitioned, ["receipts: a folder of", "item = sku"], N),
+    "weeks without a basket": Strange(_gap, ["No basket is of the 2"], None),
     "two sheets": Strange(_sheets, ["sales.xlsx (spring)", "sales.xlsx (summer)"], N),
     "tabs, utf-16": Strange(lambda f: csv(f, lines(), "s.tsv", "utf-16", sep="\t"), ["read as utf-16"], N),
     "bad lines": Strange(
@@ -237,6 +260,12 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "no items": (lambda f: csv(f, lines()[["receipt", "date"]]), "an item was not found"),
     "a damaged parquet": (_write("sales.parquet", b"PAR1 and then nothing"), "sales.parquet cannot be read"),
+    "partitions cut short": (_beside("_temporary"), "receipts holds _temporary: it was not written to its end"),
+    "a Delta table": (_beside("_delta_log"), "receipts holds _delta_log"),
+    "a damaged partition": (
+        lambda f: (_partitioned(f), next(f.glob("receipts/*/*")).write_bytes(b"PAR1"))[0],
+        "cannot be read; write it again",
+    ),
     "a damaged workbook": (_write("sales.xlsx", b"PK and then nothing"), "sales.xlsx cannot be read"),
     "dates that are none": (lambda f: csv(f, lines().assign(date="some day")), "dates are not understood, one of them"),
     "only returns": (lambda f: csv(f, lines().assign(qty=-1)), "No line can be used"),

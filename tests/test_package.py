@@ -33,7 +33,7 @@ ROOMS = {
 # (Raised by 260 for the ranker's purchase histories and earlier origins, by 135 for the baselines of chapter 05, by 225
 # for the miner's threads, counted pairs and partitions; the service by 470 for queues, early refusal, drain, workers,
 # keys that end and a canary.)
-MOST_LINES = {"package": 5770, "service": 2111, "shop": 2573}
+MOST_LINES = {"package": 5770, "service": 2111, "shop": 2604}
 LONGEST_FUNCTION, MOST_PARAMETERS = 40, 7
 # Public names that one notebook alone uses, or none, each with its reason.
 SINGLE = {

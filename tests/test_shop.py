@@ -75,7 +75,7 @@ def test_a_broken_shop_gets_one_clear_sentence(write, message, tmp_path, capsys)
 def test_two_ways_of_writing_give_one_shop(tmp_path):
     """German dirt and plain English are the same baskets, customers, products and sums."""
     shops = []
-    for name in ("plain", "german", "parquet", "two sheets", "tabs, utf-16", "three files"):
+    for name in ("plain", "german", "parquet", "partitions", "two sheets", "tabs, utf-16", "three files"):
         folder = tmp_path / name
         folder.mkdir()
         strange.GOOD[name].write(folder)

@@ -152,13 +152,13 @@ def test_auc_and_what_is_found(privacy):
     scores, member = rng.integers(0, 9, 200), rng.random(200) < 0.4  # with ties
     assert privacy.auc(scores, member) == pytest.approx(roc_auc_score(member, scores))
     assert privacy.auc([3, 2, 2, 1], [True, True, False, False]) == 0.875
-    strangers = np.arange(1000.0)
-    scores, member = np.r_[strangers, 998.5, 999.5, 0], np.r_[np.zeros(1000, bool), np.ones(3, bool)]
-    assert privacy.found_at(scores, member, 0) == pytest.approx(1 / 3)  # above all strangers
-    assert privacy.found_at(scores, member, 0.001) == pytest.approx(2 / 3)  # one stranger may be accused
-    with pytest.raises(ValueError, match="0 strangers"):
+    others = np.arange(1000.0)
+    scores, member = np.r_[others, 998.5, 999.5, 0], np.r_[np.zeros(1000, bool), np.ones(3, bool)]
+    assert privacy.found_at(scores, member, 0) == pytest.approx(1 / 3)  # above all others
+    assert privacy.found_at(scores, member, 0.001) == pytest.approx(2 / 3)  # one non-member may be accused
+    with pytest.raises(ValueError, match="0 others"):
         privacy.auc([1, 2], [True, True])
-    with pytest.raises(ValueError, match="Give strangers"):
+    with pytest.raises(ValueError, match="Give non-members"):
         privacy.found_at([1, 2], [True, True])
 
 

@@ -20,7 +20,7 @@ BLOCK = 1 << 20
 
 @dataclass
 class ShopFile:
-    """One file: `path` to UTF-8 csv or parquet (of another form: its copy), and how to read it.
+    """One table: `path` to UTF-8 csv, parquet or a folder of parquet (of another form: its copy), and how to read it.
 
     - `columns`: its header; `fields`: the column of each field (see `columns.SYNONYMS`)
     - `skip`: lines up to the header and with it; `delimiter`, `encoding`: None for parquet; `quote`: empty where cells
@@ -67,11 +67,15 @@ class ShopFile:
 def find_files(folder: Path, copies: Path, named: Mapping[str, str]) -> list[ShopFile]:
     """All data files of a folder, or the one file that `folder` is; copies in UTF-8 are made in `copies`.
 
-    Raises StoreError where there is none that could hold receipts.
+    A folder in it that holds parquet files, partitioned (`week=12/`) or not, is one table, and so is `folder` itself
+    where its own folders are partitions. Raises StoreError where there is none that could hold receipts.
     """
     if not folder.exists():
         raise StoreError(f"{folder} does not exist; name a folder with a shop's files, or one file.")
-    paths = [folder] if folder.is_file() else sorted(p for p in folder.iterdir() if p.suffix.lower() in ENDINGS)
+    inside = [folder] if folder.is_file() else sorted(folder.iterdir())
+    if any(p.is_dir() and "=" in p.name for p in inside):
+        inside = [folder]
+    paths = [p for p in inside if (parquet_files(p) if p.is_dir() else p.suffix.lower() in ENDINGS or p == folder)]
     paths = [p for p in paths if not p.name.startswith((".", "~$")) and "readme" not in p.name.lower()]
     if not paths:
         raise StoreError(f"{folder} holds no data; put receipts there as {', '.join(ENDINGS)}.")
@@ -80,8 +84,8 @@ def find_files(folder: Path, copies: Path, named: Mapping[str, str]) -> list[Sho
 
 def open_file(path: Path, copies: Path, named: Mapping[str, str]) -> Iterator[ShopFile]:
     """The tables of one file: the sheets of a workbook, else one. Raises StoreError where it cannot be read."""
-    ending = path.suffix.lower()
-    if path.stat().st_size == 0:
+    ending = ".parquet" if path.is_dir() else path.suffix.lower()
+    if path.is_file() and path.stat().st_size == 0:
         raise StoreError(f"{path.name} is empty; it needs a header line and rows.")
     try:
         if ending == ".parquet":
@@ -101,16 +105,33 @@ def open_file(path: Path, copies: Path, named: Mapping[str, str]) -> Iterator[Sh
         raise StoreError(f"{path.name} cannot be read ({type(error).__name__}); write it again.") from error
 
 
+def parquet_files(folder: Path) -> list[Path]:
+    """The parquet files below a folder, however deep, those of engines' own folders (`_temporary`, `.hidden`) apart."""
+    found = sorted(p for p in folder.rglob("*.parquet") if p.is_file())
+    return [p for p in found if not any(part.startswith(("_", ".")) for part in p.relative_to(folder).parts)]
+
+
 def _parquet(path: Path, named: Mapping[str, str]) -> ShopFile:
     import pyarrow.parquet as pq
 
-    schema = pq.read_schema(path)
-    names = [n for n in schema.names if not n.startswith("__index_level")]
-    zones = {str(schema.field(n).type.tz) for n in names if getattr(schema.field(n).type, "tz", None)}
+    parts, zones = parquet_files(path) if path.is_dir() else [path], set()
+    for name in ("_temporary", "_delta_log"):
+        if (path / name).exists():
+            raise StoreError(
+                f"{path.name} holds {name}: it was not written to its end, or keeps rows that were deleted; export it."
+            )
+    names = [folder.split("=")[0] for folder in parts[0].relative_to(path).parts[:-1] if "=" in folder]
+    for part in parts:
+        try:
+            schema = pq.read_schema(part)
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{part.relative_to(path.parent)} cannot be read; write it again.") from error
+        names += [n for n in schema.names if n not in names and not n.startswith("__index_level")]
+        zones |= {str(tz) for n in schema.names if (tz := getattr(schema.field(n).type, "tz", None))}
     notes = [f"{path.name}: times are on the clock of {zone}." for zone in sorted(zones)]
-    file = ShopFile(path.name, path, names, guess_columns(names, named), notes=notes)
-    file.encoding = None
-    return file
+    if path.is_dir():
+        notes.append(f"{path.name}: a folder of {len(parts)} parquet files is read as one table.")
+    return ShopFile(path.name, path, names, guess_columns(names, named), notes=notes)
 
 
 def _workbook(path: Path, copies: Path, named: Mapping[str, str]) -> Iterator[ShopFile]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from recutils.shop.files import ShopFile
+from recutils.shop.files import ShopFile, parquet_files
 
 OFFSET = r"([T ]\d{1,2}:\d{2}[\d:.]*( ?[AaPp][Mm])?)\s*([Zz]|UTC|[+-]\d{2}(:?\d{2})?)$"  # a UTC offset behind a time
 CLOCK = r"[T ]+(\d{1,2}:\d{2}.*)$"
@@ -43,7 +43,9 @@ def strings(values: Sequence[str]) -> str:
 def source(file: ShopFile, parallel: bool = True) -> str:
     """The rows of one file as text, an additional column `extra_` holding what stands behind the last one."""
     if file.delimiter is None:
-        return f"(SELECT *, NULL::VARCHAR AS extra_ FROM read_parquet({quoted(str(file.path))}))"
+        parts = strings([str(p) for p in parquet_files(file.path)]) if file.path.is_dir() else quoted(str(file.path))
+        how = "union_by_name=true, hive_partitioning=true" if file.path.is_dir() else "hive_partitioning=false"
+        return f"(SELECT *, NULL::VARCHAR AS extra_ FROM read_parquet({parts}, {how}))"
     names = [*file.columns, "extra_"]
     delimiter, quote = ("\x01", "") if file.listed else (file.delimiter, file.quote)
     types = "{" + ", ".join(f"{quoted(n)}: 'VARCHAR'" for n in names) + "}"

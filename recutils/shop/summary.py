@@ -146,6 +146,14 @@ def warnings_of(shop: Shop, shape: Shape) -> list[tuple[str, str]]:
 
 def _more_warnings(shop: Shop, shape: Shape) -> list[tuple[str, str]]:
     found = []
+    days = np.unique(shop.baskets.timestamps.astype("datetime64[D]"))
+    gaps = np.diff(days).astype(int)
+    if "time" in shop.known and len(gaps) and gaps.max() > max(7, 10 * np.median(gaps)):
+        last = int(gaps.argmax())
+        found.append((
+            f"No basket is of the {gaps[last] - 1} days between {days[last]} and {days[last + 1]}.",
+            "Look whether a file or a partition is missing.",
+        ))  # fmt: skip
     if "household" in shop.known and shape.coming_back < 0.3:
         found.append((
             f"Only {shape.coming_back:.0%} of the customers came twice: their habits are hardly known.",
