@@ -78,6 +78,7 @@ bench: .venv/bench
 	$(BIN)/python tests/benchmarks/ta_feng.py $(CORNAC)
 	$(BIN)/python tests/benchmarks/scale.py
 	$(BIN)/python tests/benchmarks/catalogue.py
+	$(BIN)/python tests/benchmarks/balancer.py
 
 clean:
 	rm -rf _build .cache .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info
