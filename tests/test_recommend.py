@@ -338,6 +338,21 @@ def test_tifu_knn_is_the_published_recipe(sample_split):
         np.testing.assert_allclose(model.score(query)[0], alpha * vectors[household] + (1 - alpha) * near, atol=1e-5)
 
 
+@pytest.mark.parametrize("neighbours", [1, 2, 300])
+def test_tifu_knn_asks_no_household_without_a_past(neighbours):
+    """Household 2 has none: nearer to 0 than any other, it says nothing, and the mean is over those that exist."""
+    matrix = sparse.csr_matrix(np.array([[1, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 1]], dtype=np.float32))
+    train = Baskets(matrix, np.array([0, 1, 3]), np.zeros(3, "M8[ns]"))
+    model = models.TIFUKNN(neighbours=neighbours, alpha=0.5).fit(train)
+    queries = Baskets(sparse.csr_matrix((4, 4), dtype=np.float32), np.arange(4), np.zeros(4, "M8[ns]"))
+    own = np.array([[1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0], [0, 1, 1, 1]])
+    near = own[1] if neighbours == 1 else own[[1, 3]].mean(axis=0)
+    np.testing.assert_allclose(model.score(queries)[0], own[0] / 2 + near / 2)
+    np.testing.assert_allclose(model.score(queries)[2], own.mean(axis=0))
+    alone = models.TIFUKNN(neighbours=neighbours, alpha=0.5).fit(train[[1]])  # household 1 has no neighbour at all
+    np.testing.assert_allclose(alone.score(queries)[1], own[1] / 2)
+
+
 def test_user_knn_is_its_formula(sample_split):
     train, k = sample_split.train, 6
     model = models.UserKNN(neighbours=k, half_life=30).fit(train)

@@ -87,8 +87,8 @@ TUNED: dict[str, dict[str, Any]] = {
     "household_recency": {"half_life": 120},
     "session_knn": {"half_life": 180},
     "user_knn": {"neighbours": 19, "half_life": 19},
-    "tifu_knn": {"group_size": 4, "within_decay": 0.9637758162387755, "group_decay": 0.8759408008920193}
-    | {"neighbours": 264, "alpha": 0.950604492838031},
+    "tifu_knn": {"group_size": 2, "within_decay": 0.6080873589761303, "group_decay": 0.9330479382191752}
+    | {"neighbours": 328, "alpha": 0.8700121482468192},
     "als": {"factors": 97, "regularisation": 18.52078758503171}
     | {"confidence": 0.1110869934734282, "basket": 13.878288724695928},
     "ease_history": {"weight": 0.5, "half_life": 60},

@@ -118,8 +118,9 @@ class TIFUKNN(Recommender):
 
     Its baskets, latest first, are cut into groups of `group_size`. Within one a basket weighs `within_decay`^place, a
     group `group_decay`^place; u is the mean of the groups' means. score = alpha u + (1 - alpha) (mean u of the
-    `neighbours` nearest households by Euclidean distance). The open basket is not read; unknown households get the
-    mean of all. Source: Hu et al. (2020).
+    `neighbours` nearest households by Euclidean distance). One without a past is nobody's neighbour, and where fewer
+    than `neighbours` have one, the mean is over these. The open basket is not read; unknown households get the mean of
+    all. Source: Hu et al. (2020).
     """
 
     personal = True
@@ -147,7 +148,8 @@ class TIFUKNN(Recommender):
         square = (own**2).sum(axis=1)
         distance = square[:, None] + square - 2 * own @ own.T
         np.fill_diagonal(distance, np.inf)
-        k = min(self.neighbours, len(own) - 1)
+        distance[:, square == 0] = np.inf
+        k = max(min(self.neighbours, np.count_nonzero(square) - 1), 0)
         nearest = np.argpartition(distance, k - 1, axis=1)[:, :k] if k else np.empty((len(own), 0), int)
         mean = sparse.csr_matrix(
             (np.full(nearest.size, 1 / max(k, 1), np.float32), nearest.ravel(), k * np.arange(len(own) + 1)),
