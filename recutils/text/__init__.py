@@ -4,6 +4,7 @@ Needs the extra `text` (PyTorch, transformers). Vectors have unit length, so tha
 
 from recutils.text.encoder import (
     DEFAULT_MODEL,
+    MULTILINGUAL_MODEL,
     Encoder,
     ModelError,
     TextWarning,
@@ -29,6 +30,7 @@ from recutils.text.training import (
 
 __all__ = [
     "DEFAULT_MODEL",
+    "MULTILINGUAL_MODEL",
     "Encoder",
     "ModelError",
     "TextWarning",

