@@ -880,6 +880,14 @@ def test_a_household_can_be_erased(client, settings):
     assert kept[0]["rank"] == 1 and kept[0]["version"] == "v" and kept[0]["request"] == "r"
 
 
+def test_an_erasure_takes_one_household_and_no_other_that_begins_alike(tmp_path):
+    for household in ("h1", "h10", None):
+        assert feedback.append_feedback(tmp_path, {"item": "h1", "household": household}, 1000)
+    assert feedback.erase_feedback(tmp_path, "h1") == 1
+    kept = [json.loads(line)["household"] for line in (tmp_path / "feedback.jsonl").read_text().splitlines()]
+    assert kept == ["h10", None]
+
+
 def test_a_process_whose_loop_is_stuck_is_not_healthy(small, settings):
     state = app.create_app(settings, small).state.shared
     probes = server.watch_health(state, "127.0.0.1", 0)

@@ -22,12 +22,20 @@ def append_feedback(folder: Path, entry: dict[str, Any], max_bytes: int) -> bool
     return True
 
 
+def household_of(line: bytes) -> Any:
+    """Whose line it is; None for nobody's, and for one that a crash cut short."""
+    try:
+        return json.loads(line).get("household")
+    except (ValueError, AttributeError):
+        return None
+
+
 def erase_feedback(folder: Path, household: str) -> int:
     """Take out all that was kept of a household (its pseudonym), while services run; returns how many lines."""
     file, new = folder / "feedback.jsonl", folder / f".feedback-{os.getpid()}"
     with locked(folder):
         lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
-        kept = [line for line in lines if household.encode() not in line]
+        kept = [line for line in lines if household_of(line) != household]
         if len(kept) < len(lines):
             new.write_bytes(b"".join(kept))
             os.replace(new, file)
