@@ -106,8 +106,7 @@ def running(folder: Path, *more: str, rate: float = 1e6, wait: bool = True, secr
         str(folder),
         "--port",
         str(port),
-        "--rate",
-        str(rate),
+        *(["--rate", str(rate)] if rate else []),
         *more,
     ]
     environment = {name: value for name, value in os.environ.items() if name != "RECUTILS_SECRET"}

@@ -12,10 +12,12 @@ from scipy import sparse
 
 from recutils.bundles import pair_affinity
 from recutils.data.schema import Baskets, item_text
+from recutils.evaluate import hide_one
 from recutils.models.base import ANONYMOUS, age_in_days, purchases, row_of, top_k
 from recutils.ranker.ranker import HybridRanker, shop_members, shop_ranker
 from recutils.rules.measures import pair_counts
 from recutils.service.artifact import Artifact, save
+from recutils.service.gate import release
 from recutils.service.monitor import drift_limit
 from recutils.service.onnx_encoder import OnnxEncoder, export_onnx
 from recutils.service.pseudonyms import pseudonym, secret_check
@@ -23,8 +25,6 @@ from recutils.service.search import bm25_index, split_up
 from recutils.settings import SEED
 
 SIZE_EDGES = np.array([2, 3, 5, 8, 12, 20])
-
-
 MONITORED_COUNTS = [300, 1000, 3000, 10_000]
 
 
@@ -83,6 +83,8 @@ def assemble(ranker: HybridRanker, shop: ShopData, encoder: Path | None, secret:
         encoder=reader,
     )
     artifact.reference = reference_profile(artifact, train, shop.recent, shop.anonymous)
+    queries, hidden = hide_one(_sample(shop.recent, 1000))
+    artifact.exam = dict(vars(queries), hidden=hidden)
     return artifact
 
 
@@ -220,7 +222,7 @@ def display_names(items: pd.DataFrame) -> list[str]:
 
 
 def build_book_shop(folder: Path, secret: bytes) -> str:
-    """Build chapter 05's ranker on Complete Journey and save it as the current version in `folder`; its name.
+    """Build chapter 05's ranker on Complete Journey and save it in `folder`; its name. It is current if it passes.
 
     Its requests come from the page, so they are anonymous. Needs the extra `serve`. Minutes where the book's cache is
     empty, half a minute where it is not.
@@ -242,4 +244,6 @@ def build_book_shop(folder: Path, secret: bytes) -> str:
     shop = ShopData(items, prices, households, split.train, recent, names, kinds, anonymous=True)
     with tempfile.TemporaryDirectory() as exported:
         encoder = export_onnx(text.load_encoder(), Path(exported))
-        return save(assemble(ranker, shop, encoder, secret), folder, encoder)
+        version = save(assemble(ranker, shop, encoder, secret), folder, encoder, current=False)
+    release(folder, version)
+    return version
