@@ -1918,3 +1918,66 @@ def test_the_page_asks_for_a_key_and_says_what_is_wrong(chromium, live, tmp_path
         page.wait("document.querySelector('#basket .name')?.textContent.includes('<img')")
         assert page.run("document.images.length") == 0
         assert all("401" in error for error in page.errors)  # the wrong key
+
+
+def test_the_page_tells_what_was_shown_added_and_refused(chromium, live, tmp_path):
+    address, key, _, folder = live
+    store, first = feedback.FeedbackStore(folder), NAMES.format("offers")
+    seen = len(store.read())
+
+    def kept(n):
+        until = time.monotonic() + 20
+        while len(rows := store.read()[seen:]) < n:
+            assert time.monotonic() < until, rows
+        return rows
+
+    def press(label):
+        page.run(f"document.querySelector('#offers button[aria-label^={json.dumps(label)}]').click()")
+
+    with browsing(chromium, tmp_path, f"{address}/#key={key}") as page:
+        offered = page.wait(f"{first}.length == 5 && {first}")
+        assert page.run("document.getElementById('as').hidden") is False
+        assert page.run("document.querySelectorAll('#household option').length") == 3
+        shown = kept(5)
+        assert [(row["event"], row["rank"]) for row in shown] == [("shown", rank) for rank in range(1, 6)]
+        assert len({(row["request"], row["version"]) for row in shown}) == 1 and len(shown[0]["request"]) == 16
+        press("Not for me")
+        page.wait(f"{first}.length == 5 && !{first}.includes({json.dumps(offered[0])})")
+        refused, *after = kept(11)[5:]
+        assert (refused["event"], refused["rank"], refused["item"]) == ("refused", 1, shown[0]["item"])
+        assert refused["request"] == shown[0]["request"] != after[0]["request"] and after[0]["rank"] == 2
+        page.run("at('household').selectedIndex = 1; at('household').dispatchEvent(new Event('change'))")
+        known = kept(16)[11:]
+        assert len({row["household"] for row in known}) == 1 and len(known[0]["household"]) == 16
+        press("Add")
+        added = next(row for row in kept(17)[16:] if row["event"] == "added")
+        assert added["household"] == known[0]["household"] and added["request"] == known[0]["request"]
+        page.wait(f"{NAMES.format('basket')}.length == 1 && {first}.length == 5")
+        kept(22)  # the new offers were shown
+        press("Why")
+        page.wait("document.querySelector('#offers .why details')")
+        assert page.run("document.querySelector('#offers details').open") is False
+        assert page.run("document.querySelectorAll('#offers details li').length") > 2
+        assert page.run("document.getElementById('message').textContent") == "" and not page.errors
+    store.engine.dispose()
+
+
+def test_households_to_try_the_page_with(client, small, sample_split):
+    found = client.get("/households").json()
+    assert [h["household"] for h in found["households"]] == list(sample_split.households[:2])
+    assert all(h["habits"] in ", ".join(small.names) or h["habits"].count(", ") == 2 for h in found["households"])
+    monitor = client.app.state.shared.store.monitor
+    client.post("/recommend", json={"basket": ["i00"], "household": found["households"][0]["household"]})
+    assert not monitor.seen["score"].any()  # the reference knows requests of strangers only
+    client.post("/recommend", json={"basket": ["i00"]})
+    assert monitor.seen["score"].sum() == 1
+
+
+@pytest.mark.store
+def test_names_are_those_that_a_shopper_reads(journey_split):
+    names = build.display_names(journey_split.items)
+    text = " ".join(names)
+    for till in ("beerale", "frzn", "sft drnk", "chix", "pwdr", "drnk", "choco cl", "/  ", "refrgratd", "(ov"):
+        assert till not in text, till
+    assert sum("beer / ale / malt liquor" in name for name in names) > 5
+    assert all(name.count("(") == name.count(")") and name == name.strip() for name in names)

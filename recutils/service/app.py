@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 
 from recutils.bundles import BundleConstraints, BundleError, make_bundle
 from recutils.explain.explanation import explain
-from recutils.models.base import one_query
+from recutils.models.base import ANONYMOUS, one_query
 from recutils.service.artifact import Artifact
 from recutils.service.auth import ServiceSettings, load_settings
 from recutils.service.middleware import RequestMiddleware, log
@@ -35,9 +35,11 @@ from recutils.service.schemas import (
     ExplainResponse,
     FeedbackRequest,
     FeedbackResponse,
+    HouseholdsResponse,
     Item,
     ItemId,
     ItemsResponse,
+    KnownHousehold,
     RecommendRequest,
     error_response,
 )
@@ -89,7 +91,8 @@ async def recommend(request: RecommendRequest, state: State) -> ItemsResponse:
     basket = item_columns(model, request.basket, "body.basket")
     household = state.household_row(model, request.household)
     items, scores = model.ranker.recommend_one(basket, household, request.moment, request.k)
-    if monitor is not None and model is state.store.model and len(basket) and len(scores):
+    same = model is state.store.model and not (monitor and monitor.anonymous and household != ANONYMOUS)
+    if monitor is not None and same and len(basket) and len(scores):
         monitor.count("department", model.department_codes[basket])
         monitor.count_values("size", len(basket))
         monitor.count_values("score", float(scores[0]))
@@ -151,6 +154,14 @@ async def explain_offer(request: ExplainRequest, state: State) -> ExplainRespons
     parts = [(model.item_ids[i], name, value) for i, name, value in found.basket]
     shown = {n: getattr(found, n) for n in ("sentence", "rank", "score", "evidence", "rules", "counterfactual")}
     return ExplainResponse(**shown, basket=parts, version=model.version)
+
+
+@router.get("/households", responses={c: ERROR_RESPONSES[c] for c in (401, 403, 429, 503)})
+async def households(state: State) -> HouseholdsResponse:
+    """Households to try the page with; a shop of one's own names none."""
+    model = state.require_model()
+    known = [KnownHousehold(household=household, habits=habits) for household, habits in model.demonstration]
+    return HouseholdsResponse(households=known, version=model.version)
 
 
 @router.post("/feedback", status_code=202, responses=ERROR_RESPONSES)

@@ -44,6 +44,7 @@ class Artifact:
     - `bm25_weights`: csr (n_words, n_items), BM25's weight of each of `vocabulary` in each item's text
     - `text_embeddings` (n_items, width): unit vectors of the texts by the encoder in `encoder` (see `OnnxEncoder`)
     - `reference`: what requests and scores looked like when all this was fitted (see `build.reference_profile`)
+    - `demonstration`: (id, habits) of households to try the page with
     - `exam`: baskets that the ranker has not counted, with an item of each hidden (see `gate.release`); empty: none
     - `version`: set by `save`
     """
@@ -64,6 +65,7 @@ class Artifact:
     text_embeddings: np.ndarray
     reference: dict[str, Any]
     secret_check: str = ""
+    demonstration: list[Any] = field(default_factory=list)
     exam: dict[str, Any] = field(default_factory=dict)
     version: str = "unsaved"
     encoder: Any = None

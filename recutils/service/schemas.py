@@ -101,6 +101,20 @@ class ExplainResponse(BaseModel):
     version: str
 
 
+class KnownHousehold(BaseModel):
+    """A household of public data, to try the page with."""
+
+    household: str
+    habits: str = Field(description="what it buys often and few others do")
+
+
+class HouseholdsResponse(BaseModel):
+    """Households to try the page with."""
+
+    households: list[KnownHousehold]
+    version: str
+
+
 class FeedbackResponse(BaseModel):
     """It was kept."""
 
