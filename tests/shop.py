@@ -44,6 +44,7 @@ def small_shop(split, encoder: Path, ranker=None) -> artifact.Artifact:
     names[19] = "soap <img src=x onerror=alert(1)>"  # the page must show it as it is
     households = split.households.to_list()
     shop = build.ShopData(split.items, prices, households, split.train, split.validation, names, kinds, anonymous=True)
+    shop.demonstration = households[:2]
     return build.assemble(ranker, shop, encoder, SECRET)
 
 
@@ -106,8 +107,7 @@ def running(folder: Path, *more: str, rate: float = 1e6, wait: bool = True, secr
         str(folder),
         "--port",
         str(port),
-        "--rate",
-        str(rate),
+        *(["--rate", str(rate)] if rate else []),
         *more,
     ]
     environment = {name: value for name, value in os.environ.items() if name != "RECUTILS_SECRET"}

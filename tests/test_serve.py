@@ -2,10 +2,13 @@
 
 import asyncio
 import contextlib
+import copy
 import functools
 import gc
 import hashlib
 import http.client
+import importlib
+import importlib.util
 import io
 import itertools
 import json
@@ -22,6 +25,7 @@ import time
 import warnings
 import weakref
 from collections import Counter
+from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
@@ -34,9 +38,24 @@ from fastapi.testclient import TestClient
 from scipy import sparse, stats
 
 from recutils import explain, models, text
+from recutils.data.schema import Baskets
 from recutils.models import ANONYMOUS, mask_basket, one_query
 from recutils.ranker import HybridRanker, RankerSettings
-from recutils.service import app, artifact, auth, build, feedback, middleware, onnx_encoder, pseudonyms, server, state
+from recutils.service import (
+    app,
+    artifact,
+    auth,
+    build,
+    feedback,
+    files,
+    gate,
+    limits,
+    middleware,
+    onnx_encoder,
+    pseudonyms,
+    server,
+    state,
+)
 from recutils.service import monitor as drift
 from recutils.service.artifact import ArtifactError
 
@@ -545,7 +564,7 @@ def test_the_other_routes(client, small):
         ("POST", "/bundle", {"items": ["i00", "i01"], "size": 2}, 422, "more items than it starts with"),
         ("POST", "/bundle", {"items": ["i00"], "budget": 0.01}, 422, "budget"),
         ("POST", "/bundle", {"items": ["i00"], "departments": 8, "size": 8}, 422, "relax one of"),
-        ("POST", "/feedback", {"item": "i00", "event": "liked"}, 422, "'shown', 'added' or 'refused'"),
+        ("POST", "/feedback", {"events": [{"item": "i00", "event": "liked"}]}, 422, "'shown', 'added' or 'refused'"),
         ("GET", "/similar/none", None, 404, "No such item"),
         ("GET", "/search?q=", None, 422, "at least 1 character"),
         ("GET", "/search?q=tea&k=51", None, 422, "less than or equal to 50"),
@@ -602,8 +621,7 @@ def test_who_waits_too_long_in_line_is_told(client):
         client.portal.call(asyncio.sleep, 0)  # all of them have begun: one runs, ten wait
         answer = client.post("/explain", json=asked)
         assert answer.status_code == 503 and answer.headers["Retry-After"] == "1"
-        assert client.get("/ready").json()["error"] == "Not ready: busy."
-        assert client.get("/health").status_code == 200
+        assert client.get("/ready").status_code == client.get("/health").status_code == 200
         assert client.get("/search?q=tea").status_code == 200  # waits for no explanation
         assert client.post("/recommend", json={}).status_code == 200
     finally:
@@ -629,14 +647,16 @@ def test_who_has_waited_too_long_is_refused_at_once(client):
     async def refused(path, waited):
         scope = {"type": "http", "path": path, "headers": [], "client": ("1.2.3.4", 5)}
         scope["state"] = {"arrived": asyncio.get_running_loop().time() - waited}
-        around = middleware.RequestMiddleware(
-            None, state.authenticator, state.limiter, state.metrics, state.is_late, state.settings.deadline
-        )
-        answer = around.refuse(scope)
+        answer = await middleware.RequestMiddleware(None, state).refuse(scope)
         return answer.status_code if answer else None
 
-    assert client.portal.call(refused, "/recommend", 0.11) == 503
-    assert client.get("/ready").status_code == 503
+    assert client.portal.call(refused, "/recommend", 0.09) == 503
+    assert client.get("/ready").status_code == 200  # one refusal is no lasting overload
+    state.refusing_since -= 4
+    assert client.get("/ready").json()["error"] == "Not ready: busy."
+    state.refused_at -= 2  # and none since
+    assert client.get("/ready").status_code == 200
+    assert client.portal.call(refused, "/recommend", 0.09) == 503 and client.get("/ready").status_code == 200
     assert client.portal.call(refused, "/recommend", 0.01) == 401  # in time, without a key
     assert client.portal.call(refused, "/health", 60) is None
 
@@ -653,13 +673,75 @@ def test_keys_are_kept_as_hashes_for_the_owner_only(tmp_path):
 
 def test_a_token_bucket_fills_at_its_rate():
     now = [0.0]
-    limiter = auth.RateLimiter(rate=5, burst=3, clock=lambda: now[0])
+    limiter = limits.RateLimiter(rate=5, burst=3, clock=lambda: now[0])
     assert [limiter.wait("a") for _ in range(3)] == [0, 0, 0]
     assert limiter.wait("a") == pytest.approx(0.2) and limiter.wait("b") == 0
     now[0] = 0.2
     assert limiter.wait("a") == 0 and limiter.wait("a", 2) == pytest.approx(0.4)
     now[0] = 100.0
     assert limiter.wait("a", 10) == 0 and limiter.wait("a") > 0  # never more than `burst`, and never less
+
+
+@pytest.fixture
+def redis(tmp_path):
+    """A Redis of its own, as Debian installs it: its URL and its process."""
+    if not shutil.which("redis-server") or not importlib.util.find_spec("redis"):
+        pytest.skip("Redis is not installed (apt-get install redis-server; pip install redis).")
+    port = free_port()
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)]
+    with started(command, functools.partial(socket.create_connection, ("127.0.0.1", port))) as process:
+        yield f"redis://127.0.0.1:{port}", process
+
+
+def test_processes_count_a_key_together_in_redis_and_apart_without_it(settings, redis):
+    url, process = redis
+    settings.redis, settings.rate, settings.burst, settings.workers = url, 0.01, 4, 2
+
+    async def ask():
+        both = [limits.SharedLimiter(settings) for _ in range(2)]  # each as in a process of its own
+        waits = [await both[n % 2].wait("a") for n in range(6)]
+        assert waits[:4] == [0] * 4 and 90 < waits[5] <= waits[4] <= 100, waits
+        assert await both[0].wait("b", 3) == 0 and 150 < await both[1].wait("b", 3) <= 200
+        assert await both[0].wait("c", 99) == 0 and await both[1].wait("c") > 0  # never more than `burst`
+        process.terminate()
+        process.wait()
+        alone = [await both[n % 2].wait("a") for n in range(6)]
+        assert alone[:4] == [0] * 4 and min(alone[4:]) > 90  # each lets its share of two through
+
+    asyncio.run(ask())
+    settings.redis, settings.rate, settings.burst = "", 5, 3
+
+    async def refill():
+        shared = limits.SharedLimiter(settings.model_copy(update={"workers": 1}))
+        return [await shared.wait("a", 3), await shared.wait("a")]
+
+    assert asyncio.run(refill()) == [0, pytest.approx(0.2, abs=0.01)]
+
+
+def test_a_bucket_in_redis_fills_at_its_rate(settings, redis):
+    settings.redis, settings.rate, settings.burst = redis[0], 20, 3
+
+    async def ask():
+        limiter = limits.SharedLimiter(settings)
+        assert await limiter.wait("a", 3) == 0
+        wait = await limiter.wait("a", 2)
+        assert 0 < wait <= 0.1
+        await asyncio.sleep(wait + 0.002)
+        assert await limiter.wait("a", 2) == 0
+
+    asyncio.run(ask())
+
+
+@pytest.mark.slow
+def test_the_limit_of_a_key_holds_over_all_workers(folder, redis):
+    variables = {"RECUTILS_RATE": "0.01", "RECUTILS_BURST": "9", "RECUTILS_REDIS": redis[0]}
+    with shop.running(folder, "--workers", "2", rate=0, **variables) as found:
+        address, key, _ = found
+        until = time.monotonic() + 60
+        while not all(shop.ask(f"{address}/ready", None)[0] == 200 for _ in range(30)):  # whichever worker answers
+            assert time.monotonic() < until
+        seen = [shop.ask(f"{address}/similar/i00", key)[0] for _ in range(30)]
+    assert seen == [200] * 9 + [429] * 21
 
 
 def test_a_key_that_asks_too_often_must_wait(small, settings):
@@ -691,9 +773,8 @@ def test_a_key_may_do_what_it_was_made_for_until_it_expires(small, tmp_path, mon
                 client.post(path, json=body, headers=headers) if body else client.get(path, headers=headers)
             ).status_code
 
-        told = {"item": "i00", "event": "added"}
         assert [status(k, "/similar/i00") for k in (ask, old, operate)] == [200, 401, 403]
-        assert [status(k, "/feedback", told) for k in (ask, operate)] == [403, 403]
+        assert [status(k, "/feedback", told()) for k in (ask, operate)] == [403, 403]
         assert [status(k, "/metrics") for k in (ask, operate)] == [403, 200]
 
 
@@ -724,9 +805,9 @@ def test_guessing_keys_is_slow(client):
 
 
 def test_a_limiter_forgets_those_who_have_waited_enough(monkeypatch):
-    monkeypatch.setattr(auth, "MAX_BUCKETS", 100)
+    monkeypatch.setattr(limits, "MAX_BUCKETS", 100)
     now = [0.0]
-    limiter = auth.RateLimiter(rate=1, burst=1, clock=lambda: now[0])
+    limiter = limits.RateLimiter(rate=1, burst=1, clock=lambda: now[0])
     for n in range(101):
         now[0] = float(n)
         limiter.wait(str(n))
@@ -788,8 +869,8 @@ def test_two_processes_that_start_in_an_empty_folder_make_one_key(tmp_path, monk
 
 
 def test_the_oldest_filelock_that_we_allow_locks_a_folder(tmp_path, monkeypatch):
-    make = auth.FileLock
-    monkeypatch.setattr(auth, "FileLock", lambda file, timeout=-1, mode=0o644: make(file, timeout, mode))
+    make = files.FileLock
+    monkeypatch.setattr(files, "FileLock", lambda file, timeout=-1, mode=0o644: make(file, timeout, mode))
     assert auth.create_key(tmp_path, "till") and (tmp_path / ".lock").stat().st_mode & 0o077 == 0
 
 
@@ -798,6 +879,15 @@ def test_limits_come_from_the_environment_too(tmp_path, monkeypatch):
     assert auth.load_settings(tmp_path).rate == 7.5 and auth.load_settings(tmp_path, rate=3).rate == 3
     monkeypatch.setenv("RECUTILS_SECRET", "from the environment")
     assert auth.load_settings(tmp_path).secret == b"from the environment"
+    monkeypatch.delenv("RECUTILS_SECRET")
+    secrets = {"RECUTILS_SECRET": "from a file of secrets", "RECUTILS_FEEDBACK": "postgresql://u:password@db/shop"}
+    (tmp_path / "mounted").mkdir()
+    for name, value in secrets.items():
+        (tmp_path / "mounted" / name).write_text(f"{value}\n")
+    monkeypatch.setenv("RECUTILS_SECRETS_DIR", str(tmp_path / "mounted"))
+    found = auth.load_settings(tmp_path)
+    assert found.secret == b"from a file of secrets" and found.feedback == secrets["RECUTILS_FEEDBACK"]
+    assert "password" not in repr(found) and not (tmp_path / "secret").read_text().startswith("from")
     monkeypatch.setenv("RECUTILS_RATE", "many")
     with pytest.raises(ValueError, match="rate"):
         auth.load_settings(tmp_path)
@@ -849,35 +939,200 @@ def test_a_fault_of_ours_shows_no_traceback_and_is_one_line_of_the_log(client, s
     answer = client.post("/recommend", json={"basket": []})
     assert answer.status_code == 500 and "Zero" not in answer.text and "in our log" in answer.json()["error"]
     fault, request = [json.loads(line) for line in log_lines()]  # every line is JSON, the traceback within one
-    assert fault["level"] == "error" and "ZeroDivisionError" in fault["traceback"] and "\n" in fault["traceback"]
+    assert fault["level"] == "error" and fault["error"] == "ZeroDivisionError" and "\n" in fault["traceback"]
+    assert len(fault["where"]) == 1 and "test_serve.py" in fault["where"][0] and fault["where"][0].endswith("<lambda>")
     assert fault["id"] == request["id"] and fault["id"] in answer.json()["error"] and request["status"] == 500
 
 
-def test_feedback_is_kept_by_pseudonym_and_survives_a_torn_line(client, settings):
-    file = settings.folder / "feedback.jsonl"
-    file.write_bytes(b'{"at": 1, "item": "i0')  # a crash cut it short
-    answer = client.post("/feedback", json={"item": "i03", "event": "added", "household": "h01"})
-    assert answer.status_code == 202
-    client.post("/feedback", json={"item": "i04", "event": "refused"})
-    lines = file.read_bytes().split(b"\n")
-    assert [json.loads(line)["item"] for line in lines[1:3]] == ["i03", "i04"]
-    assert (
-        json.loads(lines[1])["household"] == pseudonyms.pseudonym("h01", shop.SECRET)
-        and b"h01" not in file.read_bytes()
-    )
-    settings.max_feedback = 10
-    assert client.post("/feedback", json={"item": "i04", "event": "refused"}).status_code == 503
+@pytest.mark.slow
+def test_a_process_that_dies_says_so_in_one_line_of_json():
+    code = "from recutils.service import server; server.create_app = lambda s: 1 / 0; server.serve(None, None, None)"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    (line,) = map(json.loads, answer.stdout.splitlines())
+    assert answer.returncode == 1 and not answer.stderr
+    assert (line["level"], line["event"], line["error"]) == ("critical", "died", "ZeroDivisionError")
 
 
-def test_a_household_can_be_erased(client, settings):
+def told(item="i00", event="shown", rank=None, **more):
+    """A body of /feedback that tells of one offer."""
+    return {"events": [{"item": item, "event": event, "rank": rank}], **more}
+
+
+def free_port():
+    """A port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@contextlib.contextmanager
+def started(command, connect, **more):
+    """A server, once it lets itself be connected to."""
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **more)
+    try:
+        until = time.monotonic() + 60
+        while time.monotonic() < until and server.poll() is None:
+            with contextlib.suppress(Exception):
+                connect().close()
+                break
+            time.sleep(0.1)
+        yield server
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory):
+    """A PostgreSQL of its own, as Debian installs it: the URL of an empty database, and the folder of its files."""
+    where = [str(f) for f in Path("/usr/lib/postgresql").glob("*/bin")]
+    programs = {n: shutil.which(n, path=os.pathsep.join([*where, os.environ["PATH"]])) for n in ("initdb", "postgres")}
+    if None in programs.values() or not importlib.util.find_spec("psycopg"):
+        pytest.skip("PostgreSQL is not installed (apt-get install postgresql; pip install psycopg[binary]).")
+    place = tmp_path_factory.mktemp("postgres")
+    user = {"user": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}  # it refuses to run as root
+    if user:
+        for folder in (place, *list(place.parents)[:2]):
+            folder.chmod(0o755)
+        shutil.chown(place, "postgres")
+    port = free_port()
+    command = [programs["initdb"], "-D", str(place / "data"), "-U", "shop", "-A", "trust"]
+    subprocess.run(command, check=True, capture_output=True, cwd=place, **user)
+    command = [programs["postgres"], "-D", str(place / "data"), "-p", str(port), "-k", str(place)]
+    url = f"postgresql://shop@127.0.0.1:{port}/postgres"
+    with started(command, functools.partial(importlib.import_module("psycopg").connect, url), cwd=place, **user):
+        yield url, place / "data"
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def kept(request, tmp_path):
+    """An empty store of feedback, and what gives the bytes of its files."""
+    if request.param == "sqlite":
+        store = feedback.FeedbackStore(tmp_path)
+        yield store, lambda: b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    else:
+        url, folder = request.getfixturevalue("postgres")
+        store = feedback.FeedbackStore(tmp_path, url)
+
+        def table():
+            with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                connection.exec_driver_sql("CHECKPOINT")
+                parts = [
+                    connection.exec_driver_sql(f"select pg_relation_filepath('{name}')").scalar()
+                    for name in ("feedback", "ix_feedback_household")
+                ]
+            return b"".join((folder / part).read_bytes() for part in parts)
+
+        yield store, table
+        feedback.FEEDBACK.metadata.drop_all(store.engine)
+    store.engine.dispose()
+
+
+def test_an_erasure_takes_one_household_and_leaves_none_of_its_bytes(kept):
+    store, bytes_of_files = kept
+    for n in range(300):
+        household = (None, "h1", "h10", "h2")[n % 4]
+        row = {"at": float(n), "household": household, "item": "h1", "event": "shown", "request": f"{household}-r{n}"}
+        store.add([{**row, "rank": rank} for rank in (1, 2)])
+    assert b"h1-r1" in bytes_of_files() and b"h2-r3" in bytes_of_files()
+    assert store.erase("h1") == 150 and store.erase("h1") == 0
+    assert Counter(row["household"] for row in store.read()) == {None: 150, "h10": 150, "h2": 150}
+    assert b"h1-r" not in bytes_of_files() and b"h10-r" in bytes_of_files() and b"h2-r3" in bytes_of_files()
+
+
+def test_click_through_and_conversion_by_hand(kept):
+    store, _ = kept
+
+    def tell(version, request, item, *events, at=100.0):
+        row = {"at": at, "version": version, "request": request, "item": item, "household": None, "rank": 1}
+        store.add([row | {"event": event} for event in events])
+
+    for item in "abcd":  # the list of one answer: b is added (and its impression told twice), c refused
+        tell("new", "r1", item, "shown")
+    tell("new", "r1", "b", "shown", "added")
+    tell("new", "r1", "c", "refused")
+    tell("new", "r2", "a", "shown")  # another list, nothing added
+    tell("new", "r2", "z", "added")  # never shown: not counted
+    tell("old", "r3", "a", "shown", "added")
+    tell("old", "r4", "a", "shown", at=1.0)  # long ago
+    tell(None, None, "a", "shown")  # by nobody that we know
+    assert store.rates(since=50.0) == {
+        "new": {"offers": 5, "lists": 2, "click_through": 1 / 5, "conversion": 1 / 2},
+        "old": {"offers": 1, "lists": 1, "click_through": 1.0, "conversion": 1.0},
+    }
+
+
+def test_feedback_is_kept_by_pseudonym_with_ranks_version_and_request(client, small):
+    told_of = [{"item": f"i0{n}", "event": "shown", "rank": n} for n in (1, 2)]
+    answer = client.post("/feedback", json={"events": told_of, "household": "h01", "version": "v", "request": "r"})
+    assert answer.status_code == 202 and answer.json() == {"stored": 2}
+    store, name = client.app.state.shared.feedback, pseudonyms.pseudonym("h01", shop.SECRET)
+    rows = store.read()
+    assert [(row["item"], row["rank"], row["event"]) for row in rows] == [("i01", 1, "shown"), ("i02", 2, "shown")]
+    assert {(row["household"], row["version"], row["request"]) for row in rows} == {(name, "v", "r")}
+    assert abs(rows[0]["at"] - time.time()) < 60 and b"h01" not in store.file.read_bytes()
+    assert store.file.stat().st_mode & 0o077 == 0
+    assert client.post("/feedback", json={"events": [{"item": "i99", "event": "shown"}]}).status_code == 422
+    assert client.post("/feedback", json={"events": []}).status_code == 422
+
+
+def test_metrics_have_click_through_and_conversion_of_the_versions_that_are_served(client, small):
+    state = client.app.state.shared
+    for version, event in (("made up", "shown"), (small.version, "shown"), (small.version, "added")):
+        client.post("/feedback", json=told(event=event, version=version, request="r"))
+    client.portal.call(state.poll_rates)
+    found = client.get("/metrics").text
+    for measure in ("click_through", "conversion"):
+        assert f'recutils_feedback_rate{{measure="{measure}",version="{small.version}"}} 1.0' in found
+    assert "made up" not in found and f'feedback_total{{event="added",version="{small.version}"}} 1.0' in found
+
+
+def test_feedback_that_cannot_be_kept_is_refused(small, settings, log_lines):
+    settings.max_feedback = 30 * 4096
+    with TestClient(app.create_app(settings, small)) as client:
+        client.headers["X-API-Key"] = KEY
+        many = {"events": [{"item": "i00", "event": "shown"}] * 50, "request": "r" * 64}
+        seen = [client.post("/feedback", json=many).status_code for _ in range(60)]
+        assert seen[0] == 202 and seen[-1] == 503 and sorted(seen) == seen
+        assert client.app.state.shared.feedback.file.stat().st_size <= settings.max_feedback
+    lost = settings.model_copy(update={"feedback": "postgresql://u:password@127.0.0.1:9/shop"})
+    with TestClient(app.create_app(lost, small)) as client:
+        client.headers["X-API-Key"] = KEY
+        if importlib.util.find_spec("psycopg"):
+            assert client.post("/feedback", json=told()).status_code == 503
+        assert client.post("/recommend", json={}).status_code == 200
+    assert "password" not in "".join(log_lines())
+
+
+def test_a_household_can_be_erased_while_it_is_served(client, settings):
     for household in ("h01", "h02", None, "h01"):
-        told = {"item": "i00", "event": "shown", "household": household, "rank": 1, "version": "v", "request": "r"}
-        assert client.post("/feedback", json=told).status_code == 202
-    file, name = settings.folder / "feedback.jsonl", pseudonyms.pseudonym("h01", settings.secret)
-    assert feedback.erase_feedback(settings.folder, name) == 2 and feedback.erase_feedback(settings.folder, name) == 0
-    kept = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [line["household"] for line in kept] == [pseudonyms.pseudonym("h02", settings.secret), None]
-    assert kept[0]["rank"] == 1 and kept[0]["version"] == "v" and kept[0]["request"] == "r"
+        assert client.post("/feedback", json=told(household=household)).status_code == 202
+    other = feedback.FeedbackStore(settings.folder)  # as the command does, in another process
+    assert other.erase(pseudonyms.pseudonym("h01", settings.secret)) == 2
+    assert client.post("/feedback", json=told(household="h03")).status_code == 202
+    wanted = [None if h is None else pseudonyms.pseudonym(h, settings.secret) for h in ("h02", None, "h03")]
+    assert [row["household"] for row in other.read()] == wanted
+
+
+KILLED = """
+import os, pathlib, sys
+from recutils.service.feedback import FeedbackStore
+store = FeedbackStore(pathlib.Path(sys.argv[1]))
+for n in range(10_000):
+    store.add([{"at": 0.0, "item": str(n), "event": "shown", "rank": rank} for rank in range(5)])
+    os.write(1, f"{n}\\n".encode())
+"""
+
+
+@pytest.mark.slow
+def test_what_was_acknowledged_survives_a_kill(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE)
+    for _ in range(50):
+        process.stdout.readline()
+    process.kill()
+    said = 50 + len(process.stdout.read().split(b"\n")) - 1
+    counts = Counter(row["item"] for row in feedback.FeedbackStore(tmp_path).read())
+    assert said <= len(counts) <= said + 1 and set(counts.values()) == {5}  # all of a list, or none
 
 
 def test_a_process_whose_loop_is_stuck_is_not_healthy(small, settings):
@@ -984,7 +1239,7 @@ def test_a_share_of_the_households_is_answered_by_the_canary(settings, small, fo
         assert 0.2 < np.mean([v == new for v in first]) < 0.4 and set(first) == {old, new}
         assert [answered_by(h) for h in households[:20]] == first[:20] and answered_by(None) == old
         for version in (old, new, "made up"):
-            client.post("/feedback", json={"item": "i00", "event": "shown", "version": version})
+            client.post("/feedback", json=told(version=version))
         counted = re.findall(r'feedback_total\{event="shown",version="(\w+)"\} 1.0', client.get("/metrics").text)
         assert sorted(counted) == sorted([old, new, "other"])
         assert artifact.prune(folder, 0) == []
@@ -1066,7 +1321,7 @@ FIELDS = {
     "/recommend": {"basket": ["i00"], "household": "h01", "moment": "2024-03-01T10:00:00", "k": 3},
     "/explain": {"basket": ["i00"], "household": "h01", "moment": "2024-03-01T10:00:00", "item": "i05"},
     "/bundle": {"items": ["i00"], "size": 3, "budget": 20, "departments": 1},
-    "/feedback": {"item": "i00", "event": "shown", "household": "h01"},
+    "/feedback": {"events": [{"item": "i00", "event": "shown", "rank": 1}], "household": "h01", "request": "r"},
 }
 RAW = [
     *(
@@ -1387,6 +1642,52 @@ def test_several_processes_share_a_port_and_one_that_dies_is_started_again(folde
             shop.ask(f"{address}/health", None)
 
 
+def worse(small):
+    """The made-up shop with a ranker that is good for nothing: its trees are asked for the opposite."""
+    bad = copy.copy(small)
+    bad.ranker = copy.copy(small.ranker)
+    bad.ranker.score = lambda queries: -small.ranker.score(queries)
+    return bad
+
+
+def test_a_gate_refuses_what_ranks_worse_on_the_newest_baskets(small, folder, encoder, monkeypatch):
+    old = artifact.current_version(folder)
+    name, small.names[1] = small.names[1], "another name"
+    new = artifact.save(small, folder, encoder, current=False)
+    small.names[1] = name
+    assert artifact.current_version(folder) == old
+    passed, said = gate.release(folder, new)
+    assert passed and artifact.current_version(folder) == new
+    n, *values = re.findall(r"\d+\.?\d*", said.removeprefix("NDCG@10"))
+    assert int(n) == len(small.exam["households"]) >= 30 and values[0] == values[1] and 0.2 < float(values[0]) < 1
+    load = gate.load
+    monkeypatch.setattr(
+        gate, "load", lambda folder, version=None: (worse if version else lambda a: a)(load(folder, version))
+    )
+    passed, said = gate.release(folder, old)
+    assert not passed and said.startswith("Refused") and artifact.current_version(folder) == new
+    assert gate.release(folder, old, threshold=1)[0] and artifact.current_version(folder) == old
+    assert gate.release(folder, new, force=True) == (True, "Not compared.")
+    monkeypatch.setattr(gate, "load", load)
+    exam, small.exam = small.exam, {}  # as a version whose counts hold the newest baskets
+    without = artifact.save(small, folder, encoder, current=False)
+    small.exam = exam
+    assert not gate.release(folder, without)[0] and gate.release(folder, without, force=True, keep=1)[0]
+    assert artifact.versions(folder) == [without]
+
+
+def test_the_exam_is_what_the_ranker_has_not_counted(small, folder, sample_split):
+    """A version measured on its own exam, and on items and households in another order, gives the same NDCG."""
+    exam = artifact.load(folder).exam
+    assert exam["timestamps"].min() > sample_split.train.timestamps.max()
+    assert (exam["hidden"].getnnz(axis=1) == 1).all() and exam["matrix"].multiply(exam["hidden"]).nnz == 0
+    queries = Baskets(exam["matrix"], exam["households"], exam["timestamps"])
+    check = gate.Gate(queries, exam["hidden"], small.item_ids, small.pseudonyms)
+    assert check.ndcg_of_version(artifact.load(folder)) == pytest.approx(check.ndcg(small.ranker))
+    strange = gate.Gate(queries, exam["hidden"], small.item_ids, ["nobody"] * len(small.pseudonyms))
+    assert strange.ndcg_of_version(small) != check.ndcg_of_version(small)
+
+
 @pytest.mark.slow
 def test_versions_keys_and_households_are_looked_after_by_command(folder, small, encoder, tmp_path):
     def command(*words):
@@ -1399,16 +1700,17 @@ def test_versions_keys_and_households_are_looked_after_by_command(folder, small,
     name, small.names[1] = small.names[1], "another name"
     new = artifact.save(small, folder, encoder)
     small.names[1] = name
+    assert command("release", new).stdout.startswith(f"Current: {new}. Not compared.")
     assert command("roll-back").stdout == f"Current: {old}\n" and artifact.current_version(folder) == old
     assert "no version before" in command("roll-back").stderr
-    artifact.set_current(folder, new)
+    assert "NDCG@10" in command("release", new).stdout and artifact.current_version(folder) == new
     assert command("prune", "--keep", "1").stdout == f"Deleted: {old}\n" and artifact.versions(folder) == [new]
     key = command("add-key", "till", "--days", "30", "--scopes", "ask").stdout.split()[-1]
     kept = auth.Authenticator(auth.read_keys(folder))
     assert kept.client_id(key) == "till" and kept.may("till", "ask") and not kept.may("till", "operate")
     assert command("revoke-key", "till").stdout == "Revoked.\n" and "till" not in auth.read_keys(folder)
     assert "may ask, feedback" in command("add-key", "x", "--scopes", "all").stderr
-    assert command("erase", "h01").stdout == "Lines erased: 0\n"
+    assert command("erase", "h01").stdout == "Rows erased: 0\n"
 
 
 @pytest.mark.slow
@@ -1417,7 +1719,7 @@ def test_two_processes_serve_one_folder(folder, small, encoder):
 
         def tell(address, key, event):
             for n in range(100):
-                status, _ = shop.ask(f"{address}/feedback", key, {"item": f"i{n % 30:02d}", "event": event})
+                status, _ = shop.ask(f"{address}/feedback", key, told(f"i{n % 30:02d}", event))
                 assert status == 202
 
         threads = [threading.Thread(target=tell, args=a) for a in ((first, key, "shown"), (second, other, "added"))]
@@ -1425,7 +1727,7 @@ def test_two_processes_serve_one_folder(folder, small, encoder):
             thread.start()
         for thread in threads:
             thread.join()
-        lines = [json.loads(line) for line in (folder / "feedback.jsonl").read_text().splitlines()]
+        lines = feedback.FeedbackStore(folder).read()
         for event in ("shown", "added"):
             assert [line["item"] for line in lines if line["event"] == event] == [f"i{n % 30:02d}" for n in range(100)]
         name, small.names[1] = small.names[1], "another name"
@@ -1441,7 +1743,7 @@ def test_a_kill_during_start_up_loses_nothing(folder):
     version = artifact.load(folder).version
     with shop.running(folder) as (address, key, process):
         for _ in range(20):
-            shop.ask(f"{address}/feedback", key, {"item": "i00", "event": "shown"})
+            assert shop.ask(f"{address}/feedback", key, told())[0] == 202
         process.send_signal(signal.SIGKILL)
     for stage in ("started", "listening"):
         with shop.running(folder, wait=False) as (address, _, process):
@@ -1451,8 +1753,8 @@ def test_a_kill_during_start_up_loses_nothing(folder):
                         break
     with shop.running(folder) as (address, key, process):
         assert shop.ask(f"{address}/ready", None)[1]["version"] == version
-        shop.ask(f"{address}/feedback", key, {"item": "i01", "event": "added"})
-    lines = [json.loads(line) for line in (folder / "feedback.jsonl").read_text().splitlines()]
+        shop.ask(f"{address}/feedback", key, told("i01", "added"))
+    lines = feedback.FeedbackStore(folder).read()
     assert [line["item"] for line in lines] == ["i00"] * 20 + ["i01"]
 
 
@@ -1518,7 +1820,7 @@ def test_alert_rules_name_metrics_that_there_are(client):
 
 def test_the_board_shows_metrics_that_there_are(client):
     client.post("/recommend", json={"basket": ["i00"]})
-    client.post("/feedback", json={"item": "i00", "event": "shown"})
+    client.post("/feedback", json=told())
     lines = client.get("/metrics").text.splitlines()
     there = {line.split("{")[0].split(" ")[0] for line in lines if line[0] != "#"}
     there |= {line.split(" ")[2] for line in lines if line.startswith("# TYPE")}  # without a value yet
@@ -1616,3 +1918,66 @@ def test_the_page_asks_for_a_key_and_says_what_is_wrong(chromium, live, tmp_path
         page.wait("document.querySelector('#basket .name')?.textContent.includes('<img')")
         assert page.run("document.images.length") == 0
         assert all("401" in error for error in page.errors)  # the wrong key
+
+
+def test_the_page_tells_what_was_shown_added_and_refused(chromium, live, tmp_path):
+    address, key, _, folder = live
+    store, first = feedback.FeedbackStore(folder), NAMES.format("offers")
+    seen = len(store.read())
+
+    def kept(n):
+        until = time.monotonic() + 20
+        while len(rows := store.read()[seen:]) < n:
+            assert time.monotonic() < until, rows
+        return rows
+
+    def press(label):
+        page.run(f"document.querySelector('#offers button[aria-label^={json.dumps(label)}]').click()")
+
+    with browsing(chromium, tmp_path, f"{address}/#key={key}") as page:
+        offered = page.wait(f"{first}.length == 5 && {first}")
+        assert page.run("document.getElementById('as').hidden") is False
+        assert page.run("document.querySelectorAll('#household option').length") == 3
+        shown = kept(5)
+        assert [(row["event"], row["rank"]) for row in shown] == [("shown", rank) for rank in range(1, 6)]
+        assert len({(row["request"], row["version"]) for row in shown}) == 1 and len(shown[0]["request"]) == 16
+        press("Not for me")
+        page.wait(f"{first}.length == 5 && !{first}.includes({json.dumps(offered[0])})")
+        refused, *after = kept(11)[5:]
+        assert (refused["event"], refused["rank"], refused["item"]) == ("refused", 1, shown[0]["item"])
+        assert refused["request"] == shown[0]["request"] != after[0]["request"] and after[0]["rank"] == 2
+        page.run("at('household').selectedIndex = 1; at('household').dispatchEvent(new Event('change'))")
+        known = kept(16)[11:]
+        assert len({row["household"] for row in known}) == 1 and len(known[0]["household"]) == 16
+        press("Add")
+        added = next(row for row in kept(17)[16:] if row["event"] == "added")
+        assert added["household"] == known[0]["household"] and added["request"] == known[0]["request"]
+        page.wait(f"{NAMES.format('basket')}.length == 1 && {first}.length == 5")
+        kept(22)  # the new offers were shown
+        press("Why")
+        page.wait("document.querySelector('#offers .why details')")
+        assert page.run("document.querySelector('#offers details').open") is False
+        assert page.run("document.querySelectorAll('#offers details li').length") > 2
+        assert page.run("document.getElementById('message').textContent") == "" and not page.errors
+    store.engine.dispose()
+
+
+def test_households_to_try_the_page_with(client, small, sample_split):
+    found = client.get("/households").json()
+    assert [h["household"] for h in found["households"]] == list(sample_split.households[:2])
+    assert all(h["habits"] in ", ".join(small.names) or h["habits"].count(", ") == 2 for h in found["households"])
+    monitor = client.app.state.shared.store.monitor
+    client.post("/recommend", json={"basket": ["i00"], "household": found["households"][0]["household"]})
+    assert not monitor.seen["score"].any()  # the reference knows requests of strangers only
+    client.post("/recommend", json={"basket": ["i00"]})
+    assert monitor.seen["score"].sum() == 1
+
+
+@pytest.mark.store
+def test_names_are_those_that_a_shopper_reads(journey_split):
+    names = build.display_names(journey_split.items)
+    text = " ".join(names)
+    for till in ("beerale", "frzn", "sft drnk", "chix", "pwdr", "drnk", "choco cl", "/  ", "refrgratd", "(ov"):
+        assert till not in text, till
+    assert sum("beer / ale / malt liquor" in name for name in names) > 5
+    assert all(name.count("(") == name.count(")") and name == name.strip() for name in names)

@@ -15,7 +15,8 @@ from recutils.service.auth import (
     revoke_key,
 )
 from recutils.service.build import build_book_shop
-from recutils.service.feedback import erase_feedback
+from recutils.service.feedback import FeedbackStore
+from recutils.service.gate import THRESHOLD, release
 from recutils.service.pseudonyms import pseudonym
 from recutils.service.server import run
 
@@ -38,6 +39,10 @@ def arguments() -> argparse.Namespace:
     canary = commands.add_parser("canary", help="try a version out on a share of the known households")
     canary.add_argument("version")
     canary.add_argument("--share", type=float, default=0.1, help="0 ends it (default: %(default)s)")
+    gate = commands.add_parser("release", help="serve a version, if it ranks no worse than the current one")
+    gate.add_argument("version")
+    gate.add_argument("--threshold", type=float, default=THRESHOLD, help="how much it may fall (default: %(default)s)")
+    gate.add_argument("--force", action="store_true", help="without a comparison")
     commands.add_parser("roll-back", help="serve the version before the current one")
     keep = commands.add_parser("prune", help="delete old versions")
     keep.add_argument("--keep", type=int, default=3, help="how many stay (default: %(default)s)")
@@ -55,13 +60,19 @@ def operate(asked: argparse.Namespace) -> str:
         return "Revoked." if revoke_key(folder, asked.client) else f"{asked.client} has no key."
     if asked.command == "roll-back":
         return f"Current: {roll_back(folder)}"
+    if asked.command == "release":
+        passed, said = release(folder, asked.version, asked.threshold, asked.force)
+        if not passed:
+            raise ValueError(said)
+        return f"Current: {asked.version}. {said}"
     if asked.command == "canary":
         set_canary(folder, asked.version, asked.share)
         return f"{asked.version}: {asked.share:.0%}"
     if asked.command == "prune":
         return f"Deleted: {' '.join(prune(folder, asked.keep)) or 'none'}"
-    erased = erase_feedback(folder, pseudonym(asked.household, load_settings(folder).secret))
-    return f"Lines erased: {erased}"
+    settings = load_settings(folder)
+    erased = FeedbackStore(folder, settings.feedback).erase(pseudonym(asked.household, settings.secret))
+    return f"Rows erased: {erased}"
 
 
 def prepare(folder: Path, address: str, limits: dict[str, float]) -> ServiceSettings:

@@ -17,15 +17,15 @@ from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
 from fastapi.security import APIKeyHeader
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from recutils.bundles import BundleConstraints, BundleError, make_bundle
 from recutils.explain.explanation import explain
-from recutils.models.base import one_query
+from recutils.models.base import ANONYMOUS, one_query
 from recutils.service.artifact import Artifact
 from recutils.service.auth import ServiceSettings, load_settings
-from recutils.service.feedback import append_feedback
-from recutils.service.middleware import RequestMiddleware
+from recutils.service.middleware import RequestMiddleware, log
 from recutils.service.pseudonyms import pseudonym
 from recutils.service.schemas import (
     ERROR_RESPONSES,
@@ -35,20 +35,18 @@ from recutils.service.schemas import (
     ExplainResponse,
     FeedbackRequest,
     FeedbackResponse,
+    HouseholdsResponse,
     Item,
     ItemId,
     ItemsResponse,
+    KnownHousehold,
     RecommendRequest,
     error_response,
 )
 from recutils.service.state import AppState
 
 PAGE_DIR = Path(__file__).parent / "page"
-
-
 PAGE_FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
-
-
 API_KEY = APIKeyHeader(name="X-API-Key", auto_error=False)
 
 
@@ -58,8 +56,6 @@ async def get_state(request: Request, key: Annotated[str | None, Depends(API_KEY
 
 
 State = Annotated[AppState, Depends(get_state)]
-
-
 router = APIRouter()
 
 
@@ -95,7 +91,8 @@ async def recommend(request: RecommendRequest, state: State) -> ItemsResponse:
     basket = item_columns(model, request.basket, "body.basket")
     household = state.household_row(model, request.household)
     items, scores = model.ranker.recommend_one(basket, household, request.moment, request.k)
-    if monitor is not None and model is state.store.model and len(basket) and len(scores):
+    same = model is state.store.model and not (monitor and monitor.anonymous and household != ANONYMOUS)
+    if monitor is not None and same and len(basket) and len(scores):
         monitor.count("department", model.department_codes[basket])
         monitor.count_values("size", len(basket))
         monitor.count_values("score", float(scores[0]))
@@ -159,17 +156,30 @@ async def explain_offer(request: ExplainRequest, state: State) -> ExplainRespons
     return ExplainResponse(**shown, basket=parts, version=model.version)
 
 
+@router.get("/households", responses={c: ERROR_RESPONSES[c] for c in (401, 403, 429, 503)})
+async def households(state: State) -> HouseholdsResponse:
+    """Households to try the page with; a shop of one's own names none."""
+    model = state.require_model()
+    known = [KnownHousehold(household=household, habits=habits) for household, habits in model.demonstration]
+    return HouseholdsResponse(households=known, version=model.version)
+
+
 @router.post("/feedback", status_code=202, responses=ERROR_RESPONSES)
 async def feedback(request: FeedbackRequest, state: State) -> FeedbackResponse:
-    """Keep what became of an offer; a household is kept by its pseudonym."""
-    item_columns(state.require_model(), [request.item], "body.item")
+    """Keep what became of offers; a household is kept by its pseudonym."""
+    item_columns(state.require_model(), [told.item for told in request.events], "body.events")
     household = None if request.household is None else pseudonym(request.household, state.settings.secret)
-    entry = {"at": round(time.time(), 3), **request.model_dump(), "household": household}
-    keep = partial(append_feedback, state.settings.folder, entry, state.settings.max_feedback)
-    if not await state.run_in_worker("feedback", keep):
-        raise APIError("There is no room for more feedback; tell the shop.", status=503)
-    state.metrics.feedback.labels(request.event, state.version_label(request.version)).inc()
-    return FeedbackResponse(stored=True)
+    shared = {"at": time.time(), "household": household, "version": request.version, "request": request.request}
+    try:
+        await state.run_in_worker(
+            "feedback", partial(state.feedback.add, [told.model_dump() | shared for told in request.events])
+        )
+    except SQLAlchemyError as error:
+        log.error("feedback not kept", extra={"fields": {"error": type(error).__name__}})
+        raise APIError("Feedback cannot be kept now; tell the shop.", status=503) from None
+    for told in request.events:
+        state.metrics.feedback.labels(told.event, state.version_label(request.version)).inc()
+    return FeedbackResponse(stored=len(request.events))
 
 
 @router.get("/health")
@@ -242,12 +252,5 @@ def create_app(settings: ServiceSettings | None = None, model: Artifact | None =
     )
     app.state.shared = state
     app.include_router(router)
-    app.add_middleware(
-        RequestMiddleware,
-        authenticator=state.authenticator,
-        limiter=state.limiter,
-        metrics=state.metrics,
-        is_late=state.is_late,
-        deadline=state.settings.deadline,
-    )
+    app.add_middleware(RequestMiddleware, state=state)
     return app

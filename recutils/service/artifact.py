@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -23,6 +23,7 @@ from recutils.models.linear import EASE
 from recutils.models.neighbours import ItemKNN
 from recutils.models.rules import RuleRecommender
 from recutils.ranker.ranker import HybridRanker
+from recutils.service.files import write_file
 from recutils.service.onnx_encoder import OnnxEncoder
 from recutils.service.search import split_up, standardise
 
@@ -43,6 +44,8 @@ class Artifact:
     - `bm25_weights`: csr (n_words, n_items), BM25's weight of each of `vocabulary` in each item's text
     - `text_embeddings` (n_items, width): unit vectors of the texts by the encoder in `encoder` (see `OnnxEncoder`)
     - `reference`: what requests and scores looked like when all this was fitted (see `build.reference_profile`)
+    - `demonstration`: (id, habits) of households to try the page with
+    - `exam`: baskets that the ranker has not counted, with an item of each hidden (see `gate.release`); empty: none
     - `version`: set by `save`
     """
 
@@ -62,6 +65,8 @@ class Artifact:
     text_embeddings: np.ndarray
     reference: dict[str, Any]
     secret_check: str = ""
+    demonstration: list[Any] = field(default_factory=list)
+    exam: dict[str, Any] = field(default_factory=dict)
     version: str = "unsaved"
     encoder: Any = None
 
@@ -151,8 +156,8 @@ def _unpack(value: Any, arrays: Callable[[str], np.ndarray]) -> Any:
 FIELDS = [f for f in Artifact.__dataclass_fields__ if f not in ("encoder", "version")]
 
 
-def save(artifact: Artifact, folder: Path, encoder: Path | None = None) -> str:
-    """Write a version into `folder` and make it the current one; returns its name, which its content decides.
+def save(artifact: Artifact, folder: Path, encoder: Path | None = None, current: bool = True) -> str:
+    """Write a version into `folder`, the current one unless told otherwise; returns its name: its content decides it.
 
     Arrays become .npy files, all else JSON, beside a manifest with the SHA-256 of every file; `encoder` is a folder
     with an `encoder.onnx` and its `tokenizer.json`, which are taken along. A version appears whole or not at all.
@@ -176,7 +181,8 @@ def save(artifact: Artifact, folder: Path, encoder: Path | None = None) -> str:
                 os.rename(folder / version, folder / f".damaged-{version}-{os.getpid()}")
             os.rename(new, folder / version)
             os.makedirs(new)  # for the context manager to clear away
-    set_current(folder, version)
+    if current:
+        set_current(folder, version)
     now = time.time()
     unfinished = [f for f in folder.glob(".new-*") if now - f.stat().st_mtime > 3600]  # by a process that was killed
     for left in [*folder.glob(".damaged-*"), *unfinished]:
@@ -203,9 +209,7 @@ def set_current(folder: Path, version: str) -> None:
         raise ArtifactError(
             f"There is no version {version!r} in {folder.name}; there are {versions(folder) or 'none'}."
         )
-    new = folder / f".current-{os.getpid()}"
-    new.write_text(version)
-    os.replace(new, folder / "CURRENT")
+    write_file(folder / "CURRENT", version)
 
 
 def set_canary(folder: Path, version: str, share: float) -> None:
@@ -217,9 +221,7 @@ def set_canary(folder: Path, version: str, share: float) -> None:
         raise ValueError(f"A share lies between 0 and 1; not {share}.")
     if version not in versions(folder):
         raise ArtifactError(f"There is no version {version!r} in {folder.name}; there are {versions(folder)}.")
-    new = folder / f".canary-{os.getpid()}"
-    new.write_text(json.dumps({"version": version, "share": share}))
-    os.replace(new, folder / "CANARY")
+    write_file(folder / "CANARY", json.dumps({"version": version, "share": share}))
 
 
 def read_canary(folder: Path) -> tuple[str, float]:
@@ -251,6 +253,8 @@ def prune(folder: Path, keep: int = 3) -> list[str]:
     gone = [v for v in there[: max(len(there) - keep, 0)] if v not in served]
     for version in gone:
         shutil.rmtree(folder / version)
+        for note in folder.glob(f"{version}.*"):
+            note.unlink()
     return gone
 
 
@@ -299,7 +303,7 @@ def load(folder: Path, version: str | None = None) -> Artifact:
 
     try:
         state = json.loads((place / "state.json").read_text())
-        artifact = Artifact(**{name: _unpack(state[name], array) for name in FIELDS}, version=version)
+        artifact = Artifact(**{name: _unpack(state[name], array) for name in FIELDS if name in state}, version=version)
         if "encoder.onnx" in sums:
             artifact.encoder = OnnxEncoder(place)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

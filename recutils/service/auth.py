@@ -1,4 +1,4 @@
-"""Settings, API keys and rate limits of the service (chapter 07)."""
+"""Settings and API keys of the service (chapter 07)."""
 
 import hashlib
 import hmac
@@ -6,14 +6,14 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import AcquireReturnProxy, FileLock
 from pydantic import BaseModel, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from recutils.service.files import locked, write_file
 from recutils.settings import cache_folder
 
 SCOPES = ("ask", "feedback", "operate")
@@ -30,14 +30,17 @@ class ApiKey(BaseModel):
 class ServiceSettings(BaseSettings):
     """Where the service finds things, and what it allows.
 
-    Limits may come from the environment, as `RECUTILS_RATE`; where folder, secret and keys come from, `load_settings`
-    says.
+    All but folder and keys may come from the environment, as `RECUTILS_RATE`, or from a file of that name in the folder
+    that `RECUTILS_SECRETS_DIR` names; where folder, secret and keys come from else, `load_settings` says.
 
-    - `folder`: artefacts, as `artifact.save` writes them; `feedback.jsonl` is kept beside them
+    - `folder`: artefacts, as `artifact.save` writes them
+    - `feedback`: URL of the database that keeps feedback, see `FeedbackStore`; else a file in `folder`
+    - `redis`: URL of the Redis that counts each key's requests for all processes, see `SharedLimiter`; without one
+      each of `workers` processes counts its own share
     - `secret`: 16 bytes or more, makes pseudonyms of household ids
     - `keys`: each API key as it is kept, or its SHA-256 alone, by the id of its client
-    - `rate`, `burst`: requests a second and at once that one key may make of this process; some routes cost more than
-      one, see `middleware.REQUEST_COST`
+    - `rate`, `burst`: requests a second and at once that one key may make; some routes cost more than one, see
+      `middleware.REQUEST_COST`
     - `max_body`, `max_feedback`: bytes of one request, and of the feedback file
     - `poll_interval`: seconds between checks of which version is current, and of the keys
     - `max_delay`: seconds that a request may have waited since it was read from its connection, before it is begun;
@@ -52,12 +55,15 @@ class ServiceSettings(BaseSettings):
     folder: Path
     secret: bytes = Field(repr=False)
     keys: dict[str, str | ApiKey] = Field(default={}, repr=False)
+    feedback: str = Field(default="", repr=False)
+    redis: str = Field(default="", repr=False)
+    workers: int = Field(default=1, ge=1)
     rate: float = Field(default=50, gt=0)
     burst: float = Field(default=100, gt=0)
     max_body: int = 64 * 1024
     max_feedback: int = 1_000_000_000
     poll_interval: float = 0.5
-    max_delay: float = Field(default=0.1, gt=0)
+    max_delay: float = Field(default=0.08, gt=0)
     deadline: float = Field(default=5, gt=0)
     patience: float = Field(default=10, gt=0)
     drain: float = Field(default=0, ge=0)
@@ -90,7 +96,7 @@ def revoke_key(folder: Path, client: str) -> bool:
         keys = read_keys(folder)
         found = keys.pop(client, None) is not None
         if found:
-            _write(folder / "keys.json", json.dumps(keys, indent=1))
+            write_file(folder / "keys.json", json.dumps(keys, indent=1), 0o600)
     return found
 
 
@@ -104,18 +110,21 @@ def _add_key(folder: Path, client: str, **kept: Any) -> str:
     key = secrets.token_urlsafe(32)
     entry = ApiKey(sha256=hashlib.sha256(key.encode()).hexdigest(), **kept)
     keys = read_keys(folder) | {client: entry.model_dump()}
-    _write(folder / "keys.json", json.dumps(keys, indent=1))
+    write_file(folder / "keys.json", json.dumps(keys, indent=1), 0o600)
     return key
 
 
 def load_settings(folder: Path | None = None, **limits: Any) -> ServiceSettings:
-    """Settings from a folder: `RECUTILS_SECRET` or the file `secret` (made if missing), and `keys.json`.
+    """Settings from a folder, and from the environment or the files of `RECUTILS_SECRETS_DIR`.
 
-    `folder`: else `RECUTILS_SERVED`, else `served` in the book's cache.
+    The secret is `RECUTILS_SECRET` of either, else the folder's file `secret` (made if missing). `folder`: else
+    `RECUTILS_SERVED`, else `served` in the book's cache.
     """
-    folder = folder or default_folder()
-    secret = os.environ.get("RECUTILS_SECRET", "").encode() or _read_secret(folder)
-    return ServiceSettings(folder=folder, secret=secret, **{"keys": read_keys(folder), **limits})
+    folder, files = folder or default_folder(), os.environ.get("RECUTILS_SECRETS_DIR") or None
+    given = os.environ.get("RECUTILS_SECRET") or (files and (Path(files) / "RECUTILS_SECRET").exists())
+    found: dict[str, Any] = {"_secrets_dir": files, "keys": read_keys(folder)}
+    found |= {} if given else {"secret": _read_secret(folder)}
+    return ServiceSettings(folder=folder, **found | limits)
 
 
 def default_folder() -> Path:
@@ -138,22 +147,8 @@ def _read_secret(folder: Path) -> bytes:
     if not file.exists():
         with locked(folder):
             if not file.exists():
-                _write(file, secrets.token_hex(32))
+                write_file(file, secrets.token_hex(32), 0o600)
     return file.read_bytes().strip()
-
-
-def locked(folder: Path) -> AcquireReturnProxy:
-    """One process at a time may change what lies in a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / ".lock", mode=0o600).acquire(poll_interval=0.005)
-
-
-def _write(file: Path, text: str) -> None:
-    """Whole or not at all, and for the owner's eyes only."""
-    new = file.with_name(f".{file.name}-{os.getpid()}")
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as stream:
-        stream.write(text)
-    os.replace(new, file)
 
 
 class Authenticator:
@@ -180,26 +175,3 @@ class Authenticator:
     def may(self, client: str, scope: str) -> bool:
         """Whether a client's key allows a scope."""
         return scope in self.keys[client].scopes
-
-
-MAX_BUCKETS = 10_000
-
-
-class RateLimiter:
-    """A token bucket for each client: `rate` tokens a second, `burst` at most. `clock` gives seconds."""
-
-    def __init__(self, rate: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self.rate, self.burst, self.clock = rate, burst, clock
-        self.buckets: dict[str, tuple[float, float]] = {}  # tokens, and when they were counted
-
-    def wait(self, client: str, cost: float = 1) -> float:
-        """Take `cost` tokens; the seconds until there are as many (0: they were taken)."""
-        now, cost = self.clock(), min(cost, self.burst)
-        tokens, counted = self.buckets.get(client, (self.burst, now))
-        tokens = min(tokens + (now - counted) * self.rate, self.burst)
-        wait = max(cost - tokens, 0) / self.rate
-        if len(self.buckets) > MAX_BUCKETS:  # those that are full again by now
-            left = {c: b for c, b in self.buckets.items() if b[0] + (now - b[1]) * self.rate < self.burst}
-            self.buckets = left if len(left) <= MAX_BUCKETS else {}
-        self.buckets[client] = (tokens if wait else tokens - cost, now)
-        return wait

@@ -1,5 +1,7 @@
 """From a fitted ranker to all that a service needs (chapter 07)."""
 
+import json
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +14,12 @@ from scipy import sparse
 
 from recutils.bundles import pair_affinity
 from recutils.data.schema import Baskets, item_text
+from recutils.evaluate import hide_one
 from recutils.models.base import ANONYMOUS, age_in_days, purchases, row_of, top_k
 from recutils.ranker.ranker import HybridRanker, shop_members, shop_ranker
 from recutils.rules.measures import pair_counts
 from recutils.service.artifact import Artifact, save
+from recutils.service.gate import release
 from recutils.service.monitor import drift_limit
 from recutils.service.onnx_encoder import OnnxEncoder, export_onnx
 from recutils.service.pseudonyms import pseudonym, secret_check
@@ -23,8 +27,6 @@ from recutils.service.search import bm25_index, split_up
 from recutils.settings import SEED
 
 SIZE_EDGES = np.array([2, 3, 5, 8, 12, 20])
-
-
 MONITORED_COUNTS = [300, 1000, 3000, 10_000]
 
 
@@ -39,6 +41,7 @@ class ShopData:
     - `kinds`: items of one kind are not put into one bundle (else every item is a kind of its own)
     - `anonymous`: requests come without household and moment, as the page sends them; tills send both
     - `vectors` (n_items, width): unit vectors of the items' words, where there is no encoder
+    - `demonstration`: households to try the page with, whose ids are then kept as they are; for public data
     """
 
     items: pd.DataFrame
@@ -50,6 +53,7 @@ class ShopData:
     kinds: Sequence[Any] | None = None
     anonymous: bool = False
     vectors: np.ndarray | None = None
+    demonstration: Sequence[Any] = ()
 
 
 def assemble(ranker: HybridRanker, shop: ShopData, encoder: Path | None, secret: bytes) -> Artifact:
@@ -83,7 +87,18 @@ def assemble(ranker: HybridRanker, shop: ShopData, encoder: Path | None, secret:
         encoder=reader,
     )
     artifact.reference = reference_profile(artifact, train, shop.recent, shop.anonymous)
+    queries, hidden = hide_one(_sample(shop.recent, 1000))
+    artifact.demonstration = [[str(h), habits(artifact, list(shop.households).index(h))] for h in shop.demonstration]
+    artifact.exam = dict(vars(queries), hidden=hidden)
     return artifact
+
+
+def habits(artifact: Artifact, row: int, n: int = 3) -> str:
+    """Names of the items that mark a household: bought often, and by few others."""
+    buyers = np.bincount(artifact.purchases.indices, minlength=artifact.purchases.shape[1])
+    bought = artifact.purchases[row].toarray()[0] * np.log(len(artifact.visits) / np.maximum(buyers, 1))
+    names = [artifact.names[i].split(" (")[0].split(",")[0] for i in np.argsort(-bought)[:20] if bought[i]]
+    return ", ".join(list(dict.fromkeys(names))[:n])
 
 
 def household_purchases(train: Baskets) -> tuple[sparse.csr_matrix, np.ndarray]:
@@ -162,6 +177,7 @@ def reference_profile(
         "edges": {"size": SIZE_EDGES, "score": edges},
         "sizes": MONITORED_COUNTS,
         "limits": limits,
+        "anonymous": anonymous,
     }
 
 
@@ -206,10 +222,24 @@ def _histograms(session: np.ndarray, bins: np.ndarray, n_bins: int) -> np.ndarra
     return np.bincount(session * n_bins + bins, minlength=n * n_bins).reshape(n, n_bins)
 
 
+def spelled_out(texts: pd.Series) -> pd.Series:
+    """The till's words (`BEERALEMALT LIQUORS`, `FRZN BRD STICK/PORTON`) as a shopper reads them, in lower case.
+
+    A bracket that the till's thirty letters cut off goes.
+    """
+    words = json.loads((Path(__file__).parent / "page" / "words.json").read_text())
+    bounds = {w: ("(?<![a-z])" * w[0].isalpha(), "(?![a-z])" * w[-1].isalpha()) for w in words}
+    known = "|".join(f"{bounds[w][0]}{re.escape(w)}{bounds[w][1]}" for w in sorted(words, key=len, reverse=True))
+    plain = texts.fillna("").str.lower().str.replace(r"\s*\([^)]*$", "", regex=True).str.replace("w/", "with ")
+    plain = plain.str.replace(known, lambda found: words[found[0]], regex=True)
+    plain = plain.str.replace(r"\s*/\s*", " / ", regex=True).str.replace(r"\s*:\s*", ": ", regex=True)
+    plain = plain.str.replace(r" / \w$", "", regex=True)  # all that was left of a word
+    return plain.str.replace(r"\s+", " ", regex=True).str.replace(" ,", ",").str.strip(" /,-:")
+
+
 def display_names(items: pd.DataFrame) -> list[str]:
     """What a shopper reads for each item of Complete Journey: type, size, own brand; the category where it helps."""
-    kind = items["type"].fillna("").str.lower().str.replace("/", " / ")
-    category = items["category"].fillna("").str.lower()
+    kind, category = spelled_out(items["type"]), spelled_out(items["category"])
     known = [
         bool({w[:4] for w in split_up(k)} & {w[:4] for w in split_up(c)}) for k, c in zip(kind, category, strict=True)
     ]
@@ -220,7 +250,7 @@ def display_names(items: pd.DataFrame) -> list[str]:
 
 
 def build_book_shop(folder: Path, secret: bytes) -> str:
-    """Build chapter 05's ranker on Complete Journey and save it as the current version in `folder`; its name.
+    """Build chapter 05's ranker on Complete Journey and save it in `folder`; its name. It is current if it passes.
 
     Its requests come from the page, so they are anonymous. Needs the extra `serve`. Minutes where the book's cache is
     empty, half a minute where it is not.
@@ -239,7 +269,11 @@ def build_book_shop(folder: Path, secret: bytes) -> str:
     labels, recent = split.validation[np.flatnonzero(early)], split.validation[np.flatnonzero(~early)]
     ranker = shop_ranker(items, prices, shop_members(words, network), labels).fit(split.train)
     names, kinds, households = display_names(items), items["type"].fillna(""), split.households.to_list()
-    shop = ShopData(items, prices, households, split.train, recent, names, kinds, anonymous=True)
+    often = np.flatnonzero(household_purchases(split.train)[1] >= 50)
+    known = [households[row] for row in np.random.default_rng(SEED).choice(often, 5, replace=False)]
+    shop = ShopData(items, prices, households, split.train, recent, names, kinds, True, demonstration=known)
     with tempfile.TemporaryDirectory() as exported:
         encoder = export_onnx(text.load_encoder(), Path(exported))
-        return save(assemble(ranker, shop, encoder, secret), folder, encoder)
+        version = save(assemble(ranker, shop, encoder, secret), folder, encoder, current=False)
+    release(folder, version)
+    return version

@@ -5,18 +5,20 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Callable
+import traceback
+from typing import TYPE_CHECKING
 
 import prometheus_client as prometheus
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from recutils.service.auth import Authenticator, RateLimiter
+from recutils.service.limits import RateLimiter
 from recutils.service.schemas import error_response
 
+if TYPE_CHECKING:
+    from recutils.service.state import AppState
+
 log = logging.getLogger("recutils.service")
-
-
 SECURITY_HEADERS = {
     "content-security-policy": "default-src 'self'; img-src data:; form-action 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
@@ -24,27 +26,22 @@ SECURITY_HEADERS = {
     "cache-control": "no-store",
     "cross-origin-resource-policy": "same-origin",
 }
-
-
 PUBLIC_PATHS = {"/", "/page.css", "/page.js", "/health", "/ready", "/openapi.json"}  # what needs no key
-
-
 UNSHED_PATHS = {"/health", "/ready", "/metrics"}  # answered however long others wait
-
-
 SCOPE_OF = {"/feedback": "feedback", "/metrics": "operate"}  # what a key must allow; "ask" for all others
-
-
 REQUEST_COST = {"/explain": 10.0, "/bundle": 5.0, "/search": 2.0}  # tokens of a request; 1 for all others
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, event and the record's `fields`; a traceback stays within the line."""
+    """One JSON object a line: time, level, event, the record's `fields`, and of an exception its type and where."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {"at": round(record.created, 3), "level": record.levelname.lower(), "event": record.getMessage()}
         line |= getattr(record, "fields", {})
-        if record.exc_info:
+        if record.exc_info and record.exc_info[0]:
+            kind, _, frames = record.exc_info
+            last = traceback.extract_tb(frames)[-1:]
+            line |= {"error": kind.__name__, "where": [f"{f.filename}:{f.lineno} {f.name}" for f in last]}
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
 
@@ -62,13 +59,14 @@ class Metrics:
         self.feedback = prometheus.Counter(
             "recutils_feedback", "What became of offers", ["event", "version"], registry=registry
         )
-        self.model, self.failed, self.drift, self.alert = (
+        self.model, self.failed, self.drift, self.alert, self.rates = (
             prometheus.Gauge(f"recutils_{name}", text, labels, registry=registry)
             for name, text, labels in (
                 ("model_info", "1 for the version that is served", ["version"]),
                 ("model_load_failed", "1 while the current version cannot be loaded", []),
                 ("drift", "PSI of departments, KS of size and score", ["feature"]),
                 ("drift_alert", "1 where drift is beyond its limit", ["feature"]),
+                ("feedback_rate", "Share of a day's shown offers, or lists, that were added", ["version", "measure"]),
             )
         )
 
@@ -80,39 +78,30 @@ class RequestMiddleware:
     ours leaves no traceback outside.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        authenticator: Authenticator,
-        limiter: RateLimiter,
-        metrics: Metrics,
-        is_late: Callable[[float], bool],
-        deadline: float,
-    ) -> None:
-        self.app, self.authenticator, self.limiter, self.metrics = app, authenticator, limiter, metrics
-        self.is_late, self.deadline = is_late, deadline
+    def __init__(self, app: ASGIApp, state: "AppState") -> None:
+        self.app, self.state = app, state
         self.strangers = RateLimiter(5, 50)  # requests without a key, by address
 
-    def refuse(self, scope: Scope) -> Response | None:
+    async def refuse(self, scope: Scope) -> Response | None:
         """An answer for who comes too late, has no key or asked too often; None lets the request in."""
         arrived = scope.get("state", {}).get("arrived")
-        if arrived is not None and scope["path"] not in UNSHED_PATHS and self.is_late(arrived):
+        if arrived is not None and scope["path"] not in UNSHED_PATHS and self.state.is_late(arrived):
             return error_response(503, "Too many requests wait; try again.", **{"Retry-After": "1"})
         if scope["path"] in PUBLIC_PATHS:
             return None
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         bearer = headers.get(b"authorization", "").removeprefix("Bearer ")
-        client = self.authenticator.client_id(headers.get(b"x-api-key") or bearer)
+        client = self.state.authenticator.client_id(headers.get(b"x-api-key") or bearer)
         if client is None:
             if wait := self.strangers.wait((scope.get("client") or ("",))[0]):
                 return error_response(429, "Too many requests without a key.", **{"Retry-After": str(1 + int(wait))})
             text = "Send a valid key in the header X-API-Key."
             return error_response(401, text, **{"WWW-Authenticate": "APIKey"})
         wanted = SCOPE_OF.get(scope["path"], "ask")
-        if not self.authenticator.may(client, wanted):
+        if not self.state.authenticator.may(client, wanted):
             return error_response(403, f"This key may not {wanted}.")
         scope.setdefault("state", {})["client_id"] = client
-        wait = self.limiter.wait(client, REQUEST_COST.get(scope["path"], 1))
+        wait = await self.state.limiter.wait(client, REQUEST_COST.get(scope["path"], 1))
         text = "Too many requests for this key; wait a little."
         return error_response(429, text, **{"Retry-After": str(1 + int(wait))}) if wait else None
 
@@ -130,8 +119,8 @@ class RequestMiddleware:
             await send(message)
 
         try:
-            async with asyncio.timeout(self.deadline):
-                await (self.refuse(scope) or self.app)(scope, receive, answer)
+            async with asyncio.timeout(self.state.settings.deadline):
+                await (await self.refuse(scope) or self.app)(scope, receive, answer)
         except TimeoutError:
             if status:
                 raise
@@ -148,8 +137,8 @@ class RequestMiddleware:
     def record(self, scope: Scope, number: str, status: int, seconds: float) -> None:
         """One request, done: its metrics and its line in the log."""
         route = getattr(scope.get("route"), "path", "none")
-        self.metrics.requests.labels(route, status).inc()
-        self.metrics.seconds.labels(route).observe(seconds)
+        self.state.metrics.requests.labels(route, status).inc()
+        self.state.metrics.seconds.labels(route).observe(seconds)
         line = {"id": number, "method": scope["method"], "route": route, "status": status}
         line |= {"ms": round(1000 * seconds, 2), "client_id": scope.get("state", {}).get("client_id", "")}
         log.info("request", extra={"fields": line})

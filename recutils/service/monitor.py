@@ -65,6 +65,7 @@ class DriftMonitor:
     - `edges`: for the features that are numbers, the bins' inner edges. Their drift is the Kolmogorov-Smirnov
       distance, that of the others the PSI
     - `sizes`: numbers of counts; below the first, nothing is said
+    - `anonymous`: the reference is of requests without household and moment, and only such are to be counted
     - `limits`: for each feature and each of `sizes`, the drift beyond which there is an alert, see `drift_limit`
 
     Counts halve when they reach `window`, so that old days fade. See `build.reference_profile`.
@@ -75,6 +76,7 @@ class DriftMonitor:
     sizes: Sequence[int]
     limits: Mapping[str, Sequence[float]]
     window: float = 20_000
+    anonymous: bool = False
     seen: dict[str, np.ndarray] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -8,8 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from starlette.exceptions import HTTPException
 
 MAX_BASKET = 200
-
-
 ItemId = Annotated[str, Field(min_length=1, max_length=64, examples=["25671"])]
 
 
@@ -54,13 +52,19 @@ class BundleRequest(StrictModel):
     departments: int = Field(default=1, ge=1, le=8, description="how many departments it spans at least")
 
 
-class FeedbackRequest(StrictModel):
-    """What became of an offer."""
+class OfferEvent(StrictModel):
+    """What became of one offer."""
 
     item: ItemId
     event: Literal["shown", "added", "refused"]
-    household: str | None = Field(default=None, min_length=1, max_length=64)
     rank: int | None = Field(default=None, ge=1, le=50, description="its place among the offers, from 1")
+
+
+class FeedbackRequest(StrictModel):
+    """What became of the offers of one answer."""
+
+    events: list[OfferEvent] = Field(min_length=1, max_length=50)
+    household: str | None = Field(default=None, min_length=1, max_length=64)
     version: str | None = Field(default=None, max_length=64, description="of the artefact that offered it")
     request: str | None = Field(default=None, max_length=64, description="x-request-id of the answer that offered it")
 
@@ -97,10 +101,24 @@ class ExplainResponse(BaseModel):
     version: str
 
 
+class KnownHousehold(BaseModel):
+    """A household of public data, to try the page with."""
+
+    household: str
+    habits: str = Field(description="what it buys often and few others do")
+
+
+class HouseholdsResponse(BaseModel):
+    """Households to try the page with."""
+
+    households: list[KnownHousehold]
+    version: str
+
+
 class FeedbackResponse(BaseModel):
     """It was kept."""
 
-    stored: bool
+    stored: int = Field(description="how many events")
 
 
 class ErrorResponse(BaseModel):

@@ -26,15 +26,11 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from recutils.service.app import create_app
 from recutils.service.auth import ServiceSettings
-from recutils.service.middleware import REQUEST_COST, JsonFormatter
+from recutils.service.middleware import JsonFormatter
 from recutils.service.state import AppState
 
 MAX_CONNECTIONS = 4000
-
-
 BACKLOG = 4096  # connections that the system keeps until they are accepted
-
-
 ALIVE_SECONDS = 10.0  # without a sign of the event loop the process counts as dead
 
 
@@ -148,6 +144,8 @@ def serve(settings: ServiceSettings, listener: socket.socket, health_port: int |
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.captureWarnings(True)
+    sys.excepthook = lambda *fault: logging.getLogger("recutils.service").critical("died", exc_info=fault)
     threadpool_limits(1)  # small products: a second thread costs more than it brings
     sys.setswitchinterval(0.001)  # seconds that a long explanation may hold the interpreter while a search waits
     allow_many_connections()
@@ -170,15 +168,13 @@ def serve(settings: ServiceSettings, listener: socket.socket, health_port: int |
 def run(settings: ServiceSettings, host: str, port: int, health_port: int | None = None, workers: int = 1) -> None:
     """Serve until a signal ends it, in this process or in several that share a port and the mapped version.
 
-    With several, each gets its share of `rate` and `burst`, since they do not count together; one that dies is
-    started again.
+    With several, one that dies is started again.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family, backlog=BACKLOG) as listener:
         if workers == 1:
             return serve(settings, listener, health_port)
-        share = {"rate": settings.rate / workers, "burst": max(settings.burst / workers, max(REQUEST_COST.values()))}
-        arguments = (settings.model_copy(update=share), listener, health_port)
+        arguments = (settings.model_copy(update={"workers": workers}), listener, health_port)
         supervise(partial(multiprocessing.get_context("spawn").Process, target=serve, args=arguments), workers)
 
 

@@ -8,25 +8,27 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import prometheus_client as prometheus
+from sqlalchemy.exc import SQLAlchemyError
 from threadpoolctl import threadpool_limits
 
 from recutils.models.base import ANONYMOUS
 from recutils.service.artifact import Artifact, ArtifactError, load, read_canary
-from recutils.service.auth import Authenticator, RateLimiter, ServiceSettings, read_keys
+from recutils.service.auth import Authenticator, ServiceSettings, read_keys
+from recutils.service.feedback import FeedbackStore
+from recutils.service.limits import SharedLimiter
 from recutils.service.middleware import Metrics
 from recutils.service.monitor import DriftMonitor
 from recutils.service.pseudonyms import pseudonym, secret_check
 from recutils.service.schemas import APIError
 
 log = logging.getLogger("recutils.service")
-
-
 RETRY_SECONDS = 10.0
-
-
+BUSY_SECONDS = 3.0  # for which requests must have been refused, at least one a second, before /ready says so
+RATES_SECONDS = 60.0  # between two looks at what became of offers
 MAX_WAITING = {"search": 20, "explain": 10, "feedback": 100}  # requests in a queue; one more is refused
 
 
@@ -124,19 +126,21 @@ class AppState:
     def __init__(self, settings: ServiceSettings) -> None:
         self.settings, self.store, self.metrics = settings, ModelStore(settings), Metrics()
         self.authenticator = Authenticator(settings.keys)
-        self.limiter = RateLimiter(settings.rate, settings.burst)
+        self.limiter = SharedLimiter(settings)
+        self.feedback = FeedbackStore(settings.folder, settings.feedback, settings.max_feedback)
+        self.rates_at = -math.inf  # when click-through and conversion were last counted
         self.queues = {name: Queue(name, most) for name, most in MAX_WAITING.items()}
         self.keys_written = 0  # when the keys that count were written, in ns
         self.stopping = False  # a signal has come
         self.alive_at = time.monotonic()  # when the event loop was last seen to run
-        self.refused_at = -math.inf  # when a request was last refused because others wait
+        self.refusing_since = self.refused_at = -math.inf  # first and last of the latest refusals for too many waiting
 
     async def run_in_worker(self, queue: str, work: Callable[[], Any]) -> Any:
         """Do in a queue's thread, one at a time, what takes long: it must not stand in the way of what does not."""
         try:
             return await self.queues[queue].run(work)
         except APIError:
-            self.refused_at = time.monotonic()
+            self.note_refusal()
             raise
 
     async def watch(self) -> None:
@@ -145,6 +149,7 @@ class AppState:
             self.poll_keys()
             await self.store.poll()
             await self.store.poll_canary()
+            await self.poll_rates()
             await asyncio.sleep(self.settings.poll_interval)
 
     def poll_keys(self) -> None:
@@ -155,10 +160,29 @@ class AppState:
                 self.authenticator.take(read_keys(self.settings.folder))
                 self.keys_written = written
 
+    async def poll_rates(self) -> None:
+        """Count click-through and conversion of the versions that are served; a lost database changes nothing."""
+        if time.monotonic() < self.rates_at + RATES_SECONDS:
+            return
+        self.rates_at = time.monotonic()
+        with contextlib.suppress(SQLAlchemyError, APIError):
+            found = await self.run_in_worker("feedback", partial(self.feedback.rates, time.time() - 86_400))
+            self.metrics.rates.clear()
+            for version in found.keys() & {self.version_label(v) for v in found}:
+                for measure in ("click_through", "conversion"):
+                    self.metrics.rates.labels(version, measure).set(found[version][measure])
+
+    def note_refusal(self) -> None:
+        """A request was refused because others wait."""
+        now = time.monotonic()
+        self.refusing_since = now if now > self.refused_at + 1 else self.refusing_since
+        self.refused_at = now
+
     def is_late(self, arrived: float) -> bool:
         """Whether a request has waited too long, by the event loop's clock, to be begun."""
         late = asyncio.get_running_loop().time() > arrived + self.settings.max_delay
-        self.refused_at = time.monotonic() if late else self.refused_at
+        if late:
+            self.note_refusal()
         return late
 
     def unready(self) -> str:
@@ -167,7 +191,8 @@ class AppState:
             return "stopping"
         if self.store.model is None:
             return self.store.error
-        return "busy" if time.monotonic() < self.refused_at + 1 else ""
+        lasts = self.refused_at - self.refusing_since >= BUSY_SECONDS
+        return "busy" if lasts and time.monotonic() < self.refused_at + 1 else ""
 
     def require_model(self, household: str | None = None) -> Artifact:
         """The version that is served now, to this household; 503 while there is none."""

@@ -10,14 +10,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy import sparse
 
-from recutils.data.schema import ANONYMOUS, Baskets, Split, StoreError
-from recutils.evaluate import hide_one, ndcg_at_k, rank_relevant
+from recutils.data.schema import Split, StoreError
+from recutils.evaluate import hide_one
 from recutils.models import (
     EASE,
     EmbeddingRecommender,
@@ -26,12 +24,12 @@ from recutils.models import (
     ItemKNN,
     Popularity,
     Recommender,
-    mask_basket,
 )
 from recutils.ranker import HybridRanker, RankerSettings
-from recutils.service.artifact import Artifact, load, save
+from recutils.service.artifact import load, prune, save
 from recutils.service.auth import load_settings
 from recutils.service.build import ShopData, assemble, household_purchases
+from recutils.service.gate import FEWEST_COMPARED, THRESHOLD, Gate
 from recutils.service.pseudonyms import pseudonym
 from recutils.shop.compare import PairRules, item_groups
 from recutils.shop.periods import sample_of, split_periods, together
@@ -40,41 +38,6 @@ from recutils.shop.words import item_vectors, kind_labels
 
 Progress = Callable[[str], None]
 MOST_COMPARED = 1000  # baskets on which two versions meet
-FEWEST_COMPARED = 30
-
-
-@dataclass
-class Gate:
-    """The newest baskets, one item hidden in each: what a new version and the current one are compared on."""
-
-    queries: Baskets
-    hidden: sparse.csr_matrix
-    item_ids: list[str]
-    household_ids: list
-
-    def ndcg(self, model: Recommender) -> float:
-        """NDCG@10 of a model over the same items and households."""
-        scores = mask_basket(model.score(self.queries).copy(), self.queries)
-        return float(ndcg_at_k(rank_relevant(scores, self.hidden, 1)).mean())
-
-    def ndcg_of_version(self, version: Artifact, secret: bytes) -> float:
-        """NDCG@10 of a version with items and households of its own; a hidden item that it lacks counts as not found.
-
-        What it offers beyond the gate's items is passed over.
-        """
-        place = {item: n for n, item in enumerate(version.item_ids)}
-        theirs = np.array([place.get(item, -1) for item in self.item_ids])
-        ours = np.flatnonzero(theirs >= 0)
-        shape = (len(theirs), len(version.item_ids))
-        change = sparse.csr_matrix((np.ones(len(ours), np.float32), (ours, theirs[ours])), shape)
-        who = [self.household_ids[h] if h >= 0 else None for h in self.queries.households]
-        rows = [ANONYMOUS if h is None else version.household_index.get(pseudonym(h, secret), ANONYMOUS) for h in who]
-        open_baskets = sparse.csr_matrix(self.queries.matrix @ change)
-        open_baskets.sort_indices()
-        found = version.ranker.score(Baskets(open_baskets, np.array(rows), self.queries.timestamps))
-        scores = np.full(self.queries.matrix.shape, -np.inf, np.float32)
-        scores[:, ours] = found[:, theirs[ours]]
-        return float(ndcg_at_k(rank_relevant(mask_basket(scores, self.queries), self.hidden, 1)).mean())
 
 
 def fit_ranker(split: Split, shop: Shop, vectors: np.ndarray) -> HybridRanker:
@@ -99,7 +62,7 @@ def fit_ranker(split: Split, shop: Shop, vectors: np.ndarray) -> HybridRanker:
 
 
 def update_folder(
-    shop: Shop, folder: Path, threshold: float = 0.05, force: bool = False, progress: Progress = lambda step: None,
+    shop: Shop, folder: Path, threshold: float = THRESHOLD, force: bool = False, progress: Progress = lambda step: None,
     encoder: bool = False,
 ) -> tuple[bool, str]:  # fmt: skip
     """Build a version from a shop and make it the current one of `served` in the folder; was it, and a sentence.
@@ -130,13 +93,14 @@ def update_folder(
         words = Path(stack.enter_context(tempfile.TemporaryDirectory())) if encoder else None
         version = assemble(ranker, data, _export(words), secret)
         everything = together(past, split.test)
-        version.ranker = ranker.refresh(everything)
+        version.ranker, version.exam = ranker.refresh(everything), {}  # it counts those baskets now
         version.purchases, version.visits = household_purchases(everything)
         version.pseudonyms = [pseudonym(h, secret) for h in households][: len(version.visits)]
         progress("step 4 of 4: saving it")
         name = save(version, served, words)
     known = {"until": str(everything.timestamps.max()), "dated": "time" in shop.known}
     (served / f"{name}.made.json").write_text(json.dumps(known), encoding="utf-8")
+    prune(served, 5)
     return True, f"{said} Version {name} is the current one; a running service takes it up by itself."
 
 
@@ -173,10 +137,7 @@ def _compare(
         old, what = gate.ndcg(Popularity().fit(split.train)), "plain popularity"
     else:
         old, what = gate.ndcg_of_version(load(served), secret), "the current version"
-    said = f"NDCG@10 on {len(queries)} newest baskets: {new:.3f}, {what} {old:.3f}."
-    if new < (1 - threshold) * old:
-        return False, f"Refused: {said} It may fall by {threshold:.0%} at most (--threshold); the current one stays."
-    return True, said
+    return gate.verdict(new, old, what, threshold)
 
 
 def served_folder(folder: Path) -> Path:

@@ -1,6 +1,6 @@
 "use strict";
 const at = (id) => document.getElementById(id);
-const basket = new Map();
+const basket = new Map(), refused = new Set();
 let key = new URLSearchParams(location.hash.slice(1)).get("key") || sessionStorage.getItem("key") || "";
 if (location.hash) history.replaceState(null, "", location.pathname); // the key does not stay in the address
 
@@ -87,6 +87,8 @@ at("query").addEventListener("keydown", (event) => {
   }
 });
 
+const household = () => at("household").value || undefined;
+
 function put(item) {
   basket.set(item.item, item);
   typed++;
@@ -108,35 +110,61 @@ async function renew() {
     attempt(renew);
     at("query").focus();
   }))));
-  const answer = await ask("/recommend", { basket: [...basket.keys()], k: 5 });
+  const who = household();
+  const answer = await ask("/recommend", { basket: [...basket.keys()], household: who, k: Math.min(5 + refused.size, 50) });
   if (now !== asked) return; // the basket has changed meanwhile
-  at("offers").replaceChildren(...answer.items.map((item, n) => {
-    tell(item, "shown", n + 1, answer);
+  const shown = answer.items.map((item, n) => [item, n + 1]).filter(([item]) => !refused.has(item.item)).slice(0, 5);
+  const tell = (event, ...offers) => { // what became of these offers; a lost word spoils nothing
+    if (!offers.length) return;
+    const events = offers.map(([item, rank]) => ({ item: item.item, event, rank }));
+    ask("/feedback", { events, household: who, version: answer.version, request: answer.request }).catch(() => {});
+  };
+  tell("shown", ...shown);
+  at("offers").replaceChildren(...shown.map((offer) => {
+    const [item] = offer;
     const li = line(
       item,
       button("Why?", `Why ${item.name}?`, () => attempt(() => why(item, li))),
-      button("Add", `Add ${item.name}`, () => { tell(item, "added", n + 1, answer); put(item); }),
+      button("Add", `Add ${item.name}`, () => { tell("added", offer); put(item); }),
+      button("Not for me", `Not for me: ${item.name}`, () => {
+        tell("refused", offer);
+        refused.add(item.item);
+        attempt(renew);
+        at("query").focus();
+      }),
     );
     return li;
   }));
 }
-const tell = (item, event, rank, { version, request }) =>
-  ask("/feedback", { item: item.item, event, rank, version, request }).catch(() => {});
+
+const ruleText = (rule) =>
+  `Of baskets with ${rule.antecedents.join(" and ")}, ${Math.round(100 * rule.confidence)} % hold it (lift ${rule.lift.toFixed(1)}).`;
 
 async function why(item, li) {
   const old = li.querySelector(".why");
   if (old) return old.remove();
-  const answer = await ask("/explain", { basket: [...basket.keys()], item: item.item });
-  const box = make("div", "", { className: "why" });
-  box.append(make("p", answer.sentence));
+  const answer = await ask("/explain", { basket: [...basket.keys()], household: household(), item: item.item });
+  const box = make("div", "", { className: "why" }), evidence = make("details");
+  box.append(make("p", answer.sentence), evidence);
+  evidence.append(make("summary", "Evidence"));
   const helps = answer.basket.filter((part) => part[2] > 0).slice(0, 3);
   const most = Math.max(...helps.map((part) => part[2]));
   for (const [, name, value] of helps) {
     const row = make("div", "", { className: "row" });
     row.append(make("span", name, { className: "name small" }), make("meter", "", { max: most, value }));
     row.lastChild.setAttribute("aria-label", `${name} speaks for it`);
-    box.append(row);
+    evidence.append(row);
   }
+  const list = make("ul");
+  for (const [name, value] of Object.entries(answer.evidence)) {
+    list.append(make("li", `${name}: ${value > 0 ? "+" : ""}${value.toFixed(2)}`, { className: "small" }));
+  }
+  for (const rule of answer.rules) list.append(make("li", ruleText(rule), { className: "small" }));
+  if (answer.counterfactual) {
+    const [without, first] = answer.counterfactual;
+    list.append(make("li", `Without ${without}, ${first} would be offered first.`, { className: "small" }));
+  }
+  evidence.append(list);
   li.append(box);
 }
 
@@ -145,6 +173,8 @@ at("make").addEventListener("click", () => attempt(async () => {
   const answer = await ask("/bundle", { items: last, size: 4 });
   at("bundle").replaceChildren(...answer.items.map((item) => line(item)));
 }));
+
+at("household").addEventListener("change", () => attempt(renew));
 
 // the key
 function enter() {
@@ -163,6 +193,11 @@ function start() {
     if (!key) return enter();
     at("entrance").hidden = true;
     at("shop").hidden = false;
+    const known = await ask("/households");
+    for (const { household, habits } of known.households) {
+      at("household").append(make("option", `household ${household}: ${habits}`, { value: household }));
+    }
+    at("as").hidden = !known.households.length;
     await renew();
     sessionStorage.setItem("key", key);
     at("query").focus();
