@@ -116,7 +116,7 @@ def test_conda_environment_mirrors_the_package():
     wanted = requirements(project["dependencies"] + [r for name in chapters for r in extras[name]])
     listed = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     pip = next(entry["pip"] for entry in listed if isinstance(entry, dict))
-    names = {"matplotlib-base": "matplotlib", "python-duckdb": "duckdb", "pytorch": "torch"}
+    names = {"matplotlib-base": "matplotlib", "python-duckdb": "duckdb", "pytorch": "torch", "redis-py": "redis"}
     conda = [re.sub(r"^[\w-]+", lambda m: names.get(m[0], m[0]), e) for e in listed if isinstance(e, str)]
     got = requirements([*conda, *(e for e in pip if not e.startswith("-e"))])
     assert got.pop("python") == Requirement(f"python{project['requires-python']}").specifier
