@@ -94,7 +94,7 @@ def breaches(language, pairs):
 def test_every_message_is_translated_and_none_in_doubt(language, page):
     catalogue = translate.read(translate.catalogues(language)[page])
     left = [m.id for m in catalogue if m.id and (m.fuzzy or not m.string)]
-    assert len(catalogue) > 20 and not left and not catalogue.fuzzy and not catalogue.obsolete
+    assert len(catalogue) > 5 and not left and not catalogue.fuzzy and not catalogue.obsolete
 
 
 @pytest.mark.parametrize("language, page", CATALOGUES)

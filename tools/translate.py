@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import book
@@ -110,7 +111,7 @@ def templates(pages: list[str], folder: Path) -> Path:
     for template in made.rglob("*.pot"):
         if template.relative_to(made).with_suffix("").as_posix() not in pages:
             template.unlink()
-    catalogue = Catalog(project=read(made / "intro.pot").project if (made / "intro.pot").exists() else None)
+    catalogue = Catalog()
     for message in menu():
         catalogue.add(message)
     with (made / f"{MENU}.pot").open("wb") as file:
@@ -118,16 +119,31 @@ def templates(pages: list[str], folder: Path) -> Path:
     return made
 
 
+def _head(path: Path) -> None:
+    """Give a new catalogue a head that says what it belongs to, instead of blanks to fill in."""
+    catalogue = read(path)
+    catalogue.header_comment = "# See locale/README.md."
+    catalogue.project, catalogue.version = menu()[0], version("recutils")
+    catalogue.last_translator = f"The authors of {catalogue.project}"
+    catalogue.msgid_bugs_address, catalogue.language_team = "", str(catalogue.locale)
+    catalogue.fuzzy = False
+    with path.open("wb") as file:
+        write_po(file, catalogue, width=0)
+
+
 def extract(language: str, begun: list[str]) -> None:
     """Bring the catalogues of a language in step with the English text, and begin those of the pages named."""
     unknown = set(begun) - set(book.pages())
     if unknown:
         sys.exit(f"Not in _toc.yml: {', '.join(sorted(unknown))}. A page is named like notebooks/04_association_rules.")
-    pages = sorted({*catalogues(language), *begun} - {MENU})
+    before = catalogues(language)
+    pages = sorted({*before, *begun} - {MENU})
     made = templates(pages, BUILD / "messages")
     command = ["update", "-p", str(made), "-d", str(LOCALE), "-l", language, "-w", "0", "-j", "1"]
     subprocess.run([sys.executable, "-m", "sphinx_intl", *command], check=True)
     for page, path in catalogues(language).items():
+        if page not in before:
+            _head(path)
         left = [m for m in read(path) if m.id and (m.fuzzy or not m.string)]
         print(f"{page}: {len(left)} of {len(read(path))} messages left to translate")
 
