@@ -7,9 +7,13 @@ LAB := $(patsubst notebooks/%.ipynb,%,$(wildcard notebooks/*.ipynb))
 COLAB := 01 02 04
 # make bench CORNAC=PYTHON: a Python that has cornac, for tests/benchmarks/ta_feng.py.
 CORNAC ?=
+# make html LANGUAGE=zh_CN renders the book from the catalogues of that language; the variable LANGUAGE of a desktop does not count.
+EDITION := $(if $(filter command,$(origin LANGUAGE)),$(filter-out en,$(LANGUAGE)))
+# make messages LANGUAGE=zh_CN PAGES="...": pages whose translation begins.
+PAGES ?=
 export RECUTILS_CACHE ?= $(CURDIR)/.cache
 
-.PHONY: book test check shake lab-check colab-check address lab serve report notebooks screenshot long format html leaderboard bench clean
+.PHONY: book test check shake lab-check colab-check address lab serve report notebooks screenshot long format html messages leaderboard bench clean
 
 book: .venv/book
 	@RECUTILS_RESULTS=$(CURDIR)/_build/results $(BIN)/python tools/runner.py run _build/notebooks || [ $$? -eq 1 ]
@@ -64,7 +68,10 @@ format: .venv/test
 	$(BIN)/python tools/runner.py format
 
 html: .venv/book
-	$(BIN)/python tools/book.py html
+	$(BIN)/python tools/$(if $(EDITION),translate.py html $(EDITION),book.py html)
+
+messages: .venv/book
+	$(BIN)/python tools/translate.py extract $(or $(EDITION),$(error make messages LANGUAGE=zh_CN)) $(PAGES)
 
 leaderboard: .venv/book
 	@$(BIN)/python tools/book.py leaderboard

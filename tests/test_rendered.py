@@ -39,26 +39,30 @@ def requests_of_the_page(log):
     return [url for source, url in asked.items() if source in ours]
 
 
+def open_page(chromium, folder, address):
+    """The document of a page after its scripts ran, and what went wrong: console errors, requests."""
+    log = folder / "net.json"
+    log.unlink(missing_ok=True)
+    command = [chromium, *FLAGS, f"--user-data-dir={folder / 'profile'}", f"--log-net-log={log}", address]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    console = [line for line in run.stderr.splitlines() if "CONSOLE" in line]
+    # Two remarks of the theme are no errors: "Changed to light mode", "Adding toggle buttons".
+    console = [line for line in console if '"[PST]: ' not in line and '"[togglebutton]: Adding' not in line]
+    return run.stdout, console + requests_of_the_page(log)
+
+
 @pytest.fixture(scope="module")
 def see(chromium, tmp_path_factory):
-    """Open a page, once; return its document after scripts ran, and what went wrong: console errors, requests."""
+    """Open a page of the book, or of another address, once."""
     if not (HTML / "index.html").exists():
         missing("The book was not rendered; make html does that.", "browser")
     folder = tmp_path_factory.mktemp("chromium")
 
     @functools.cache
-    def open_page(page):
-        log = folder / "net.json"
-        log.unlink(missing_ok=True)
-        address = page if page.startswith("file:") else f"file://{HTML}/{page}"
-        command = [chromium, *FLAGS, f"--user-data-dir={folder / 'profile'}", f"--log-net-log={log}", address]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-        console = [line for line in run.stderr.splitlines() if "CONSOLE" in line]
-        # Two remarks of the theme are no errors: "Changed to light mode", "Adding toggle buttons".
-        console = [line for line in console if '"[PST]: ' not in line and '"[togglebutton]: Adding' not in line]
-        return run.stdout, console + requests_of_the_page(log)
+    def see_page(page):
+        return open_page(chromium, folder, page if page.startswith("file:") else f"file://{HTML}/{page}")
 
-    return open_page
+    return see_page
 
 
 @pytest.mark.parametrize("page", PAGES)

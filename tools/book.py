@@ -24,6 +24,7 @@ import yaml
 from recutils import evaluate, settings
 
 ROOT = Path(__file__).resolve().parent.parent
+EXECUTED = "Executed on"  # the title of the page that says what was executed
 STAGE, HTML = ROOT / "_build" / "book", ROOT / "_build" / "html"
 PACKAGES = ["numpy", "scipy", "pandas", "pyarrow", "matplotlib", "torch", "torch-geometric", "transformers", "peft"]
 PACKAGES += ["mlxtend", "networkx", "numba", "implicit", "lightgbm", "captum", "lime", "shap"]
@@ -43,7 +44,7 @@ def executed(notebooks: Path) -> list[dict]:
 
 def executed_page(notebooks: Path) -> str:
     """The page that says what was executed, how long it took, and with what."""
-    text = "# Executed on\n\n"
+    text = f"# {EXECUTED}\n\n"
     runs = executed(notebooks)
     if runs:
         text += "The notebooks of this book, as they were executed for it, each from a clean kernel:\n\n"
@@ -63,13 +64,12 @@ def executed_page(notebooks: Path) -> str:
     return text
 
 
-def html(notebooks: Path) -> None:
-    """Stage the pages and render them; warnings are errors."""
-    start = time.perf_counter()
-    shutil.rmtree(STAGE, ignore_errors=True)
+def stage(notebooks: Path, folder: Path) -> None:
+    """Put the pages, and what Jupyter Book needs beside them, into an empty folder."""
+    shutil.rmtree(folder, ignore_errors=True)
     for page in pages():
         source = notebooks / f"{Path(page).name}.ipynb" if page.startswith("notebooks/") else ROOT / f"{page}.md"
-        target = STAGE / f"{page}{source.suffix}"
+        target = folder / f"{page}{source.suffix}"
         target.parent.mkdir(parents=True, exist_ok=True)
         if page == "executed":
             target.write_text(executed_page(notebooks), encoding="utf-8")
@@ -80,13 +80,24 @@ def html(notebooks: Path) -> None:
         else:
             shutil.copy(source, target)
     for name in ("_toc.yml", "_config.yml", "references.bib"):
-        shutil.copy(ROOT / name, STAGE / name)
+        shutil.copy(ROOT / name, folder / name)
     for name in ("_static", "_ext"):
-        shutil.copytree(ROOT / name, STAGE / name)
-    command = ["jupyter-book", "build", "--all", "-W", "-n", "--keep-going", "-q", str(STAGE)]
+        shutil.copytree(ROOT / name, folder / name)
+
+
+def render(folder: Path, target: Path) -> None:
+    """From a staged folder to a folder of pages; warnings are errors."""
+    command = ["jupyter-book", "build", "--all", "-W", "-n", "--keep-going", "-q", str(folder)]
     subprocess.run([str(Path(sys.executable).parent / command[0]), *command[1:]], check=True)
-    shutil.rmtree(HTML, ignore_errors=True)
-    shutil.move(STAGE / "_build" / "html", HTML)
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.move(folder / "_build" / "html", target)
+
+
+def html(notebooks: Path) -> None:
+    """Stage the pages and render them; say which notebooks failed when they were executed."""
+    start = time.perf_counter()
+    stage(notebooks, STAGE)
+    render(STAGE, HTML)
     print(f"rendered in {time.perf_counter() - start:.0f} s")
     print(f"The book: {HTML / 'index.html'}")
     failed = [runner.line(run) for run in executed(notebooks) if run["failure"]]
