@@ -134,7 +134,8 @@ class TIFUKNN(Recommender):
         alpha: float = 0.9,
     ) -> None:
         self.group_size, self.within_decay, self.group_decay = group_size, within_decay, group_decay
-        self.neighbours, self.alpha = neighbours, alpha
+        self.neighbours: Any = neighbours  # beside numpy's integers mypy finds no common type for an int
+        self.alpha = alpha
 
     def _fit(self, train: Baskets) -> None:
         self._check_households()
