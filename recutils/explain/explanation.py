@@ -1,7 +1,7 @@
 """Why this item? One object an offer (chapter 06)."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -16,10 +16,10 @@ from recutils.explain.attribution import (
     perturb_basket,
     tree_shap,
 )
-from recutils.explain.text import sentence_template
+from recutils.explain.text import MINIMUM_EFFECT, sentence_template
 from recutils.models.base import Recommender
 
-MOST_ITEMS = 16  # of a larger basket, so many items are left out one by one
+MOST_ITEMS = 8  # of a larger basket, so many items are left out one by one
 
 
 @dataclass
@@ -31,12 +31,15 @@ class ExplanationContext:
     - `household_baskets` (n_households,): how many training baskets a household has
     - `attribute_lift`: a function of an open basket (1, n_items) and an item that gives, for each of the item's
       attributes, how much likelier than usual the basket makes it; None where there is none
+    - `minimum_effect`, `shown`: which reasons are spoken, see `sentence_template`; chapter 06 calibrates the effects
     """
 
     item_names: Sequence[str]
     purchases: sparse.csr_matrix
     household_baskets: np.ndarray
     attribute_lift: Callable[[sparse.csr_matrix, int], dict[str, float]] | None = None
+    minimum_effect: Mapping[str, float] = field(default_factory=MINIMUM_EFFECT.copy)
+    shown: int = 5
 
     @cached_property
     def item_counts(self) -> np.ndarray:
@@ -58,6 +61,7 @@ class Explanation:
     - `attribute_lift`: how much likelier than usual the basket makes the item's attributes (1: as usual)
     - `counterfactual`: for the first offer: (an item of the basket, what would be first without it), if that
       changes it
+    - `basket_ranks`: for each of `basket`, the rank without it
     """
 
     item: int
@@ -75,6 +79,7 @@ class Explanation:
     attribute_lift: dict[str, float]
     counterfactual: tuple[str, str] | None
     sentence: str = ""
+    basket_ranks: list[int] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain numbers, strings and lists, ready for JSON."""
@@ -102,8 +107,8 @@ class _Breakdown:
 def explain(model: Recommender, basket: Baskets, item: int, context: ExplanationContext) -> Explanation:
     """Why `model` offers `item` (a column) to one open basket.
 
-    For a `HybridRanker`: TreeSHAP by group of features, and the basket's items by occlusion (of more than 16, the
-    16 to which its member `ease` gives most weight, without it the first 16); for others the basket's items by
+    For a `HybridRanker`: TreeSHAP by group of features, and the basket's items by occlusion (of more than 8, the
+    8 to which its member `ease` gives most weight, without it the first 8); for others the basket's items by
     `basket_contributions`.
     Raises ValueError for more or fewer baskets than one, an unknown item, one that is in the basket, and one that
     the model does not score.
@@ -111,11 +116,12 @@ def explain(model: Recommender, basket: Baskets, item: int, context: Explanation
     item = _checked(basket, int(item), context)
     parts = _breakdown(model, basket, item)
     parts.scores[:, basket.matrix.indices] = -np.inf  # what is in the basket is not offered
-    rank = int((parts.scores[0] > parts.scores[0, item]).sum()) + 1 if parts.is_candidate else None
+    ranks, order = _ranks(parts.scores, item), np.argsort(-parts.contributions, kind="stable")
+    rank = int(ranks[0]) if parts.is_candidate else None
     household = int(basket.households[0])
     known = 0 <= household < context.purchases.shape[0]
     names = context.item_names
-    added = [(int(c), names[c], float(v)) for c, v in zip(parts.left_out, parts.contributions, strict=True)]
+    added = zip(parts.left_out[order], parts.contributions[order], strict=True)
     found = Explanation(
         item=item,
         name=names[item],
@@ -123,7 +129,8 @@ def explain(model: Recommender, basket: Baskets, item: int, context: Explanation
         score=float(parts.scores[0, item]),
         base=parts.base,
         evidence=parts.evidence,
-        basket=sorted(added, key=lambda part: -part[2]),
+        basket=[(int(c), names[c], float(v)) for c, v in added],
+        basket_ranks=ranks[1:][order].tolist(),
         rules=_fired_rules(model, basket, item, names),
         household_count=int(context.purchases[household, item]) if known else 0,
         household_baskets=int(context.household_baskets[household]) if known else 0,
@@ -132,7 +139,7 @@ def explain(model: Recommender, basket: Baskets, item: int, context: Explanation
         attribute_lift=context.attribute_lift(basket.matrix, item) if context.attribute_lift else {},
         counterfactual=_counterfactual(parts, item, names) if rank == 1 else None,
     )
-    template, facts = sentence_template(found)
+    template, facts = sentence_template(found, context.minimum_effect, context.shown)
     found.sentence = template.format(*facts)
     return found
 
@@ -146,6 +153,12 @@ def _checked(basket: Baskets, item: int, context: ExplanationContext) -> int:
     if item in basket.matrix.indices:
         raise ValueError(f"{context.item_names[item]!r} lies in the basket already, so it is not offered.")
     return item
+
+
+def _ranks(scores: np.ndarray, item: int) -> np.ndarray:
+    """The item's rank in each row of scores, from 1; behind all others where it has no score."""
+    own = scores[:, [item]]
+    return np.where(np.isneginf(own[:, 0]), scores.shape[1], 1 + (scores > own).sum(axis=1))
 
 
 def _counterfactual(parts: _Breakdown, item: int, names: Sequence[str]) -> tuple[str, str] | None:
