@@ -116,11 +116,12 @@ def explain(model: Recommender, basket: Baskets, item: int, context: Explanation
     item = _checked(basket, int(item), context)
     parts = _breakdown(model, basket, item)
     parts.scores[:, basket.matrix.indices] = -np.inf  # what is in the basket is not offered
-    ranks, order = _ranks(parts.scores, item), np.argsort(-parts.contributions, kind="stable")
+    names = context.item_names
+    own, order = parts.scores[:, [item]], np.argsort(-parts.contributions, kind="stable")
+    ranks = np.where(np.isneginf(own[:, 0]), len(names), 1 + (parts.scores > own).sum(axis=1))
     rank = int(ranks[0]) if parts.is_candidate else None
     household = int(basket.households[0])
     known = 0 <= household < context.purchases.shape[0]
-    names = context.item_names
     added = zip(parts.left_out[order], parts.contributions[order], strict=True)
     found = Explanation(
         item=item,
@@ -153,12 +154,6 @@ def _checked(basket: Baskets, item: int, context: ExplanationContext) -> int:
     if item in basket.matrix.indices:
         raise ValueError(f"{context.item_names[item]!r} lies in the basket already, so it is not offered.")
     return item
-
-
-def _ranks(scores: np.ndarray, item: int) -> np.ndarray:
-    """The item's rank in each row of scores, from 1; behind all others where it has no score."""
-    own = scores[:, [item]]
-    return np.where(np.isneginf(own[:, 0]), scores.shape[1], 1 + (scores > own).sum(axis=1))
 
 
 def _counterfactual(parts: _Breakdown, item: int, names: Sequence[str]) -> tuple[str, str] | None:

@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from recutils.explain.explanation import Explanation
 
 MINIMUM_EFFECT = {"habits": 0.9, "rules": 0.1}  # on a ranker's score: from here on 8 in 10 reasons hold (chapter 06)
-OFTEN = 3  # baskets of a household that held the item: from here on it "often" buys it
 
 
 def sentence_template(
@@ -44,7 +43,7 @@ def sentence_template(
             said.append(f"{name} in your basket speaks for it")
         if len(said) == 2:
             break
-    if not said and found.household_count >= OFTEN:
+    if not said and found.household_count > 2:
         count, of = put(str(found.household_count), str(found.household_baskets))
         said.append(f"you often buy this, in {count} of your {of} baskets so far")
     elif not said:
