@@ -2,8 +2,10 @@
 
 import copy
 import dataclasses
+import inspect
 import itertools
 import json
+import re
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -21,21 +23,46 @@ from recutils.data.schema import Baskets
 DEFINED = (
     "all_subsets",
     "shapley_values",
-    "deletion_insertion_curves",
     "counterfactual",
     "BilinearRecommender",
     "field_contributions",
     "field_texts",
     "field_subset_values",
-    "field_tokens",
-    "sum_by_field",
-    "integrated_gradients",
-    "attention_received",
-    "randomise_layers",
     "fit_attribute_matcher",
     "check_rewrite",
     "RewriteRefused",
     "rewrite",
+    "Reason",
+    "without",
+    "new_rank",
+    "minimum_effect",
+    "ratio_interval",
+    "verdict_of",
+    "messages",
+)
+TRIED = (
+    "all_subsets",
+    "shapley_values",
+    "by_shapley",
+    "by_shap",
+    "by_lime",
+    "curves",
+    "judge",
+    "rows_of_trial",
+    "rank_agreement",
+    "parts_of",
+    "join",
+    "part_tokens",
+    "pool_by_part",
+    "integrated_gradients",
+    "blank_vector",
+    "signals",
+    "rollout",
+    "received",
+    "reword",
+    "randomise_layers",
+    "tree_shap_of_items",
+    "shuffle_leaves",
 )
 
 
@@ -43,6 +70,12 @@ DEFINED = (
 def notebook():
     """What chapter 06 defines in its cells."""
     return definitions("06_explanation", *DEFINED)
+
+
+@pytest.fixture(scope="module")
+def trial():
+    """What chapter 06b defines in its cells."""
+    return definitions("06b_explanations_on_trial", *TRIED)
 
 
 def baskets(matrix, households=None):
@@ -86,12 +119,59 @@ def test_shapley_refuses_values_that_are_no_power_of_two(notebook):
         notebook.shapley_values(np.zeros(6))
 
 
-def test_deletion_and_insertion_take_the_most_important_first(notebook):
-    subset_values = notebook.all_subsets(3) @ np.array([1.0, 4.0, 2.0])  # a sum: parts worth 1, 4 and 2
-    gone, come = notebook.deletion_insertion_curves(subset_values[None], np.array([[1.0, 4.0, 2.0]]))
-    assert gone.tolist() == [[7, 3, 1, 0]] and come.tolist() == [[0, 4, 6, 7]]
-    worst = notebook.deletion_insertion_curves(subset_values[None], np.array([[-1.0, -4.0, -2.0]]))[0]
-    assert worst.tolist() == [[7, 6, 4, 0]]
+def test_the_two_notebooks_have_the_same_shapley_values(notebook, trial):
+    for name in ("all_subsets", "shapley_values"):
+        one, other = (inspect.getsource(getattr(n, name)).strip() for n in (notebook, trial))
+        assert one == other
+
+
+def add_up(masks):
+    """A sum of five parts."""
+    return masks @ np.array([1.0, 16.0, 4.0, 2.0, 8.0])
+
+
+def test_deletion_and_insertion_take_the_most_important_first(trial):
+    gone, come = trial.curves(add_up, [1, 16, 4, 2, 8])
+    assert gone.tolist() == [31, 15, 7, 3, 1, 0] and come.tolist() == [0, 16, 24, 28, 30, 31]
+    worst = trial.curves(add_up, [-1, -16, -4, -2, -8])[0]
+    assert worst.tolist() == [31, 30, 28, 24, 16, 0]
+    measures = trial.judge([add_up], [[1, 16, 4, 2, 8]])[0]
+    np.testing.assert_allclose(measures, [57 / 6 / 31, 129 / 6 / 31, 16 / 31, 15 / 31])
+
+
+def test_curves_have_six_points_whatever_the_number_of_parts(trial):
+    for n in (1, 3, 12):
+        gone, come = trial.curves(lambda masks: masks.sum(axis=1), np.arange(n))
+        assert len(gone) == len(come) == 6 and gone[0] == come[-1] == n and gone[-1] == come[0] == 0
+
+
+@pytest.mark.parametrize("weights", [[], [1.0, np.nan]])
+def test_curves_refuse_what_is_no_weight(trial, weights):
+    with pytest.raises(ValueError, match="give each part a number"):
+        trial.curves(add_up, weights)
+
+
+def test_of_a_sum_all_ways_find_the_terms(trial):
+    terms = [1.0, 16.0, 4.0, 2.0, 8.0]
+    np.testing.assert_allclose(trial.by_shapley(add_up, 5), terms)
+    np.testing.assert_allclose(trial.by_shap(add_up, 5, 16), terms, rtol=1e-3)
+    assert np.argsort(trial.by_lime(add_up, 5, 64)).tolist() == np.argsort(terms).tolist()
+    np.testing.assert_allclose(trial.by_shap(lambda m: 3.0 * m[:, 0], 1, 16), [3])
+
+
+def test_rank_agreement_by_hand(trial):
+    assert trial.rank_agreement([1, 2, 3], [2, 4, 9]) == pytest.approx(1)
+    assert trial.rank_agreement([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    assert trial.rank_agreement([1, 1, 1], [3, 2, 1]) == 0
+    with pytest.raises(ValueError, match="like parts"):
+        trial.rank_agreement([1, 2], [1, 2, 3])
+
+
+def test_rows_of_a_trial_hold_paired_differences(trial):
+    measured = {"a": np.full((4, 4), 0.3), "b": np.full((4, 4), 0.1)}
+    rows = {(r["model"], r["metric"]): r for r in trial.rows_of_trial("t", measured, np.arange(4), ["b"])}
+    assert rows["a", "deletion less b"]["value"] == pytest.approx(0.2) and ("a", "sufficiency less b") not in rows
+    assert rows["b", "insertion less b"]["high"] == 0 and rows["a", "sufficiency"]["n"] == 4
 
 
 # ---------------------------------------------------------------------------------------------- parts of a score
@@ -207,8 +287,22 @@ def test_an_explanation_holds_only_what_was_measured(ranked, sample_split):
         both = np.asarray(sample_split.train.matrix[:, [*left, item]].min(axis=1).todense()).ravel()
         assert rule["support"] == pytest.approx(both.mean()) and set(left) <= set(basket.matrix.indices.tolist())
     assert json.loads(json.dumps(found.to_dict()))["sentence"] == found.sentence
-    template, facts = explain.sentence_template(found)
+    template, facts = explain.sentence_template(found, context.minimum_effect, context.shown)
     assert found.sentence == template.format(*facts) and found.name in found.sentence
+
+
+def test_the_ranks_without_each_item_are_those_of_smaller_baskets(notebook, ranked):
+    """And of the basket nothing is spoken where the offer would be shown without the item named, too."""
+    model, context, basket = ranked
+    item = int(model.recommend(basket, 1)[0, 0])
+    for shown in (1, 29):
+        found = explain.explain(model, basket, item, dataclasses.replace(context, minimum_effect={}, shown=shown))
+        for (_, name, _), rank in zip(found.basket, found.basket_ranks, strict=True):
+            smaller = notebook.without(basket, notebook.Reason("the open basket", 1.0, [name]), context.item_names)
+            assert rank == notebook.new_rank(model, basket, smaller, item)
+        if found.basket_ranks[0] <= shown:
+            assert "speaks for it" not in found.sentence
+    assert "speaks for it" not in found.sentence and found.to_dict()["basket_ranks"] == found.basket_ranks
 
 
 def test_only_the_first_offer_says_what_would_be_offered_instead(notebook, ranked):
@@ -224,16 +318,78 @@ def test_of_a_large_basket_the_heaviest_items_are_looked_at(ranked):
     model, context, _ = ranked
     wide = baskets([[1] * 25 + [0] * 5], [3])
     found = explain.explain(model, wide, 27, context)
-    assert len(found.basket) == 16
+    assert len(found.basket) == len(found.basket_ranks) == 8
     weight = np.abs(model.members["ease"].weights[:25, 27])
-    assert {i for i, _, _ in found.basket} == set(np.argsort(-weight, kind="stable")[:16].tolist())
+    assert {i for i, _, _ in found.basket} == set(np.argsort(-weight, kind="stable")[:8].tolist())
     exact = explain.explain(model.members["ease"], wide, 27, context)
     assert len(exact.basket) == 25 and exact.base == pytest.approx(0, abs=1e-5)
     renamed = copy.copy(model)  # no member is called ease
     renamed.members = {("linear" if name == "ease" else name): member for name, member in model.members.items()}
     renamed.settings = dataclasses.replace(model.settings, fallback="text")
     found = explain.explain(renamed, wide, 27, context)
-    assert {i for i, _, _ in found.basket} == set(range(16))
+    assert {i for i, _, _ in found.basket} == set(range(8))
+
+
+def test_shuffled_leaves_keep_the_trees_and_lose_the_scores(trial, ranked):
+    model, _, basket = ranked
+    other = trial.shuffle_leaves(model.trees)
+    features = model.features_for_items(basket[np.zeros(4, int)], np.array([5, 8, 11, 20]))
+    assert other.booster.num_trees() == model.trees.booster.num_trees() and other.columns == model.trees.columns
+    assert np.abs(other.predict(features) - model.trees.predict(features)).max() > 1e-3
+    again = trial.shuffle_leaves(model.trees)
+    np.testing.assert_array_equal(other.predict(features), again.predict(features))
+
+    def leaves(trees):
+        found = re.findall(r"(?m)^leaf_value=(.*)$", trees.booster.model_to_string())
+        return [sorted(map(float, line.split())) for line in found]
+
+    for new, old in zip(leaves(other), leaves(model.trees), strict=True):
+        np.testing.assert_allclose(new, old)
+
+
+def test_tree_shap_is_shared_out_as_the_members_sums_are(trial, ranked):
+    model, _, basket = ranked
+    renamed = copy.copy(model)
+    renamed.members = {**model.members, "item_knn": model.members["ease"]}
+    item = int(model.recommend(basket, 1)[0, 0])
+    features = model.features_for_items(basket, np.array([item]))
+    values = explain.tree_shap(model, features)[0].iloc[0]
+    expected = np.zeros(3)
+    for name in ("ease", "text"):
+        parts = explain.basket_contributions(model.members[name], basket, item)
+        own = [c for c in values.index if c in (name, f"{name}_z", f"{name}_max")]
+        expected += abs(values[own].sum()) * parts / np.abs(parts).sum()
+    trial.PAIRWISE = ("ease", "text")  # the made-up ranker has no item kNN
+    np.testing.assert_allclose(trial.tree_shap_of_items(model, basket, item), expected)
+
+
+def test_a_reason_takes_away_what_it_names(notebook, ranked):
+    model, context, basket = ranked
+    reason = notebook.Reason("the open basket", 1.0, ["pasta small"])
+    changed = notebook.without(basket, reason, context.item_names)
+    kept = {context.item_names[i] for i in changed.matrix.indices}
+    assert kept == {"bread small", "tea small"} and changed.households.tolist() == [3]
+    unknown = notebook.without(basket, notebook.Reason("habits", 1.0, []), context.item_names)
+    assert unknown.households.tolist() == [-1] and (unknown.matrix != basket.matrix).nnz == 0
+    with pytest.raises(ValueError, match="holds no jam"):
+        notebook.without(basket, notebook.Reason("rules", 1.0, ["jam"]), context.item_names)
+    first = int(model.recommend(basket, 1)[0, 0])
+    assert notebook.new_rank(model, basket, basket, first) == 1
+
+
+def test_the_minimum_effect_by_hand(notebook):
+    effect, passes = [0.1, 3, 2, 1, 0.5], [0, 1, 1, 0, 1]
+    assert notebook.minimum_effect(effect, passes, wanted=1, at_least=1) == 2
+    assert notebook.minimum_effect(effect, passes, wanted=0.75, at_least=1) == 0.5
+    assert notebook.minimum_effect(effect, passes, wanted=0.75, at_least=5) == np.inf
+    assert notebook.minimum_effect([], [], at_least=1) == np.inf
+    with pytest.raises(ValueError, match="0 < share"):
+        notebook.minimum_effect([1, 2], [1], wanted=0.8)
+
+
+def test_an_interval_of_a_ratio_draws_whole_households(notebook):
+    low, high = notebook.ratio_interval(np.array([1.0, 1, 0, 0]), np.ones(4), np.array([0, 0, 1, 1]))
+    assert (low, high) == (0, 1)
 
 
 def test_the_planted_rule_is_the_reason(ranked):
@@ -308,13 +464,37 @@ def encoder():
 FIELDS = [["grocery", "pasta sauce", "mainstream", "private", "26 oz"], ["produce", "berries", "strawberries", "", ""]]
 
 
-def test_tokens_are_given_to_their_fields(notebook, encoder):
-    inputs, owner = notebook.field_tokens(encoder, FIELDS)
-    for row, fields in enumerate(FIELDS):
-        for number, part in enumerate(fields):
+def parts(trial, unit):
+    return [trial.parts_of(row, unit) for row in FIELDS]
+
+
+@pytest.mark.parametrize("unit", ["fields", "words"])
+def test_tokens_are_given_to_their_parts(trial, encoder, unit):
+    rows = parts(trial, unit)
+    inputs, owner = trial.part_tokens(encoder, rows)
+    for row, own in enumerate(rows):
+        for number, (_, part) in enumerate(own):
             ids = inputs["input_ids"][row].cpu().numpy()[owner[row] == number]
             assert encoder.tokenizer.decode(ids) == part
-    assert notebook.sum_by_field(np.ones(owner.shape), owner, 5)[1, 3:].tolist() == [0, 0]
+    total, mean = (trial.pool_by_part(np.ones(owner.shape), owner, rows, m) for m in (False, True))
+    assert all((t >= 1).all() for t in total) and all((m == 1).all() for m in mean)
+
+
+def test_a_text_without_parts_keeps_its_commas(trial):
+    words = trial.parts_of(FIELDS[0], "words")
+    assert trial.join(words) == ", ".join(FIELDS[0])
+    assert trial.join(words, [True, False, True, False, True, False, False]) == "grocery, sauce, private"
+    assert trial.join(words, np.zeros(7, bool)) == ""
+
+
+def test_rewording_writes_abbreviations_out(trial):
+    assert trial.reword(["frzn meat/meat dinners", "soft drinks", "private", "26 oz", ""]) == [
+        "frozen meat/meat dinners",
+        "soda",
+        "own brand",
+        "26 ounces",
+        "",
+    ]
 
 
 def test_shapley_values_of_fields_agree_with_shap(notebook, encoder):
@@ -334,38 +514,49 @@ def test_shapley_values_of_fields_agree_with_shap(notebook, encoder):
     np.testing.assert_allclose(kernel.shap_values(np.ones((1, 5)), silent=True)[0], values[0], atol=5e-3)
 
 
-@torch.inference_mode()
-def _blank_and_whole(notebook, encoder, question):
-    """The cosines of texts whose fields are all [PAD], and of the texts."""
-    inputs, owner = notebook.field_tokens(encoder, FIELDS)
-    scores = []
-    for ids in (inputs["input_ids"].masked_fill(torch.as_tensor(owner >= 0), 0), inputs["input_ids"]):
-        hidden = encoder.model(input_ids=ids, attention_mask=inputs["attention_mask"]).last_hidden_state
-        vectors = torch.nn.functional.normalize(text.pool(hidden, inputs["attention_mask"]), dim=1)
-        scores.append((vectors.numpy() * question).sum(axis=1))
-    return scores
-
-
 @pytest.mark.slow
-def test_integrated_gradients_are_complete(notebook, encoder):
-    """Special tokens and commas stay, so the sum is the step from the blank text's score to the whole one's."""
+@pytest.mark.parametrize("baseline", ["blank", "mean"])
+def test_integrated_gradients_are_complete(trial, encoder, baseline):
+    """The parts sum to the step from the score of the text that says nothing to that of the whole one."""
     question = text.encode(encoder, ["spaghetti", "cream"])
-    blank, whole = _blank_and_whole(notebook, encoder, question)
-    few, many = (notebook.integrated_gradients(encoder, question, FIELDS, steps=s).sum(axis=1) for s in (16, 128))
-    np.testing.assert_allclose(many, whole - blank, atol=0.02)
-    np.testing.assert_allclose(few, many, atol=0.05)
-    assert np.abs(notebook.integrated_gradients(encoder, question, FIELDS)[1, 3:]).max() == 0
+    values, gap = trial.integrated_gradients(encoder, question, parts(trial, "fields"), baseline, steps=64)
+    np.testing.assert_allclose([v.sum() for v in values], gap, atol=0.005)
+    whole = text.encode(encoder, [", ".join(f for f in row if f) for row in FIELDS])
+    inputs, owner = trial.part_tokens(encoder, parts(trial, "fields"))
+    table = encoder.model.embeddings.word_embeddings
+    embeds = table(inputs["input_ids"]).detach()
+    words = torch.as_tensor(owner >= 0)[:, :, None]
+    with torch.no_grad():
+        blank = torch.where(words, trial.blank_vector(encoder, baseline), embeds)
+        out = encoder.model(inputs_embeds=blank, attention_mask=inputs["attention_mask"])
+        vectors = text.pool(out.last_hidden_state, inputs["attention_mask"])
+    start = torch.nn.functional.normalize(vectors, dim=1).numpy()
+    np.testing.assert_allclose(gap, ((whole - start) * question).sum(axis=1), atol=0.01)
+    with pytest.raises(ValueError, match="'blank' or 'mean'"):
+        trial.blank_vector(encoder, "zero")
 
 
-def test_attention_hears_no_question_and_leaves_the_encoder_as_it_was(notebook, encoder):
-    before = encoder.model.config._attn_implementation
-    received = notebook.attention_received(encoder, FIELDS)
-    assert (received >= 0).all() and (received.sum(axis=1) < 1).all() and received[1, 3] == 0
-    assert encoder.model.config._attn_implementation == before
+def test_attention_by_hand(trial):
+    equal = torch.full((1, 3, 3), 1 / 3)
+    np.testing.assert_allclose(trial.rollout([equal, equal])[0].sum(dim=1), 1, rtol=1e-6)
+    mask = torch.tensor([[1, 1, 0]])  # the last token is padding
+    weights = torch.tensor([[[0.2, 0.8, 0.0], [0.4, 0.6, 0.0], [0.9, 0.1, 0.0]]])
+    np.testing.assert_allclose(trial.received(weights, mask)[0], [0.3, 0.7, 0], rtol=1e-6)
 
 
-def test_randomised_layers_are_new_and_the_others_are_not(notebook, encoder):
-    other = notebook.randomise_layers(encoder, 2)
+def test_only_attention_times_gradient_reads_the_question(trial, encoder):
+    encoder = copy.copy(encoder)
+    encoder.model.set_attn_implementation("eager")
+    rows, questions = parts(trial, "fields"), text.encode(encoder, ["spaghetti", "cream", "batteries"])
+    one, two = (trial.signals(encoder, questions[k : k + 2], rows) for k in (0, 1))
+    for name in one:
+        same = all(np.allclose(a, b, atol=1e-7) for a, b in zip(one[name], two[name], strict=True))
+        assert same == (name not in ("attention x gradient", "gradient x input")), name
+        assert [len(v) for v in one[name]] == [5, 3]
+
+
+def test_randomised_layers_are_new_and_the_others_are_not(trial, encoder):
+    other = trial.randomise_layers(encoder, 2)
     for depth, (old, new) in enumerate(zip(encoder.model.encoder.layer, other.model.encoder.layer, strict=True)):
         same = bool((old.attention.self.query.weight == new.attention.self.query.weight).all())
         assert same == (depth < len(encoder.model.encoder.layer) - 2)
@@ -433,6 +624,16 @@ def test_a_rewrite_that_adds_drops_or_moves_a_fact_is_refused(notebook, answer, 
         notebook.check_rewrite(answer, TEMPLATE, FACTS)
 
 
+def test_a_refusal_is_counted_under_one_name(notebook):
+    assert notebook.verdict_of(TEMPLATE, TEMPLATE, FACTS) == "accepted"
+    assert notebook.verdict_of("We offer {0}.", TEMPLATE, FACTS) == "facts lost, doubled or moved"
+    assert notebook.verdict_of(TEMPLATE + " It is organic.", TEMPLATE, FACTS) == "words added"
+    assert notebook.verdict_of("{0} {1} in your basket.", TEMPLATE, FACTS) == "words left out"
+    assert [m["role"] for m in notebook.messages(TEMPLATE, True)] == ["system", "user", "assistant", "user"]
+    shown = notebook.EXAMPLE
+    assert notebook.verdict_of(shown["assistant"], shown["user"], FACTS) == "accepted"
+
+
 @pytest.fixture
 def endpoint(monkeypatch):
     """A stand-in for a language model on this machine: it answers as `state` says, and keeps what came."""
@@ -491,13 +692,39 @@ def test_the_endpoint_sees_no_fact_and_its_faithful_words_are_used(notebook, end
             {"evidence": {"habits": 0.5}, "household_count": 3, "household_baskets": 8},
             "you had it in 3 of your 8 baskets",
         ),
-        ({"evidence": {"habits": -0.5}, "household_count": 3, "household_baskets": 8}, "9 of 90"),
+        ({"evidence": {"habits": -0.5}, "household_count": 2, "household_baskets": 8}, "9 of 90"),
+        (
+            {"evidence": {"habits": -0.5}, "household_count": 3, "household_baskets": 8},
+            "you often buy this, in 3 of your 8 baskets so far",
+        ),
         ({"evidence": {"rules": 1.0}, "rules": [{"if": ["a"], "confidence": 0.06, "lift": 0.8}]}, "9 of 90"),
         ({"evidence": {"rules": 1.0}, "rules": [{"if": ["a"], "confidence": 0.06, "lift": 2}]}, "with a, 6% hold it"),
     ],
 )
 def test_a_sentence_says_what_speaks_for_the_item_and_was_measured(found, change, said):
     template, facts = explain.sentence_template(dataclasses.replace(found, **change))
+    assert said in template.format(*facts)
+
+
+HABITS = {"evidence": {"habits": 0.5}, "household_count": 3, "household_baskets": 8}
+
+
+@pytest.mark.parametrize(
+    ("change", "minimum", "said"),
+    [
+        (HABITS, {"habits": 0.5}, "you had it in 3 of your 8"),
+        (HABITS, {"habits": 0.6}, "you often buy this, in 3 of your 8"),
+        (HABITS | {"household_count": 2}, {"habits": 0.6}, "9 of 90 baskets held it"),
+        ({"evidence": {"the open basket": 0.1}}, {"the open basket": 0.4}, "spaghetti, 16 oz in your basket"),
+        ({"evidence": {"the open basket": 0.9}}, {"the open basket": 0.5}, "9 of 90"),  # what the item adds counts
+        ({}, {"rules": 9.0}, "spaghetti, 16 oz in your basket"),
+        ({"basket_ranks": [6]}, {}, "spaghetti, 16 oz in your basket"),
+        ({"basket_ranks": [5]}, {}, "9 of 90"),  # it would be among the five without it, too
+        ({"basket_ranks": [8], "rank": 8}, {}, "9 of 90"),
+    ],
+)
+def test_a_reason_is_spoken_from_its_minimum_effect_on(found, change, minimum, said):
+    template, facts = explain.sentence_template(dataclasses.replace(found, **change), minimum, shown=5)
     assert said in template.format(*facts)
 
 
