@@ -59,7 +59,7 @@ screenshot: .venv/test
 	RECUTILS_STRICT=1 RECUTILS_SCREENSHOT=1 $(BIN)/pytest -q tests/test_serve.py -k keyboard
 
 long: .venv/test
-	@for chapter in 02 05c 05d 05f 05g 08 09_ 11; do \
+	@for chapter in 02 05c 05d 05f 05g 06 08 09_ 11; do \
 	  RECUTILS_PROFILE=long RECUTILS_RESULTS=$(CURDIR)/data/results $(BIN)/python tools/runner.py run _build/long --only $$chapter || exit 1; \
 	done
 

@@ -52,7 +52,7 @@ TOLERANCES = {"counted": 0.005, "encoded": 0.05, "trained": 0.15, "short": 0.15,
 TOLERANCES |= {"trained coverage": 0.3, "words coverage": 0.6}
 # What chapter 03 says of new links and of cold items, after eighty steps, moves by a fifth with another seed.
 ANOTHER_SEED = TOLERANCES | {"short": 0.3}
-SHORT = {"03_product_graph": ("link_prediction", "cold_items")}
+SHORT = {"03_product_graph": ("link_prediction", "cold_items"), "06_explanation": ("spoken_reasons",)}
 # A bundle that wins by a near tie falls by rounding too: one of a thousand baskets is 0.3 % of a row.
 ENCODED = {
     "02_bert_fine_tuning": "zero_shot",
@@ -81,6 +81,7 @@ TRAINED = {
     "05d_transformer": "set_transformer|feature_factors|als|hybrid",
     "05e_households": "hybrid|feature_factors|als",
     "06_explanation": "",
+    "06b_explanations_on_trial": "",
     "07_deployment": "",
     "07b_operation": "",
     "10_scale": "als",
