@@ -92,9 +92,12 @@ def toy():
     return baskets(rows, customers, days)
 
 
+@pytest.mark.parametrize("without_past", [0, 9])
 @pytest.mark.parametrize("group_size, neighbours", [(1, 5), (2, 5), (50, 39)])
-def test_neighbours_sought_when_asked_are_those_of_tifu_knn(chapter, toy, group_size, neighbours):
+def test_neighbours_sought_when_asked_are_those_of_tifu_knn(chapter, toy, group_size, neighbours, without_past):
+    """Also where the first customers have no past, and so are nobody's neighbours."""
     past, ahead = chapter.cut(toy)
+    past, ahead = (part[np.flatnonzero(part.households >= without_past)] for part in (past, ahead))
     how = dict(group_size=group_size, within_decay=0.9, group_decay=0.7, neighbours=neighbours, alpha=0.4)
     queries = chapter.without_items(ahead)
     ours = models.TIFUKNN(**how).fit(past).score(queries)
