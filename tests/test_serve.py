@@ -2054,7 +2054,7 @@ def test_the_page_tells_what_was_shown_added_and_refused(chromium, live, tmp_pat
         page.wait(f"{NAMES.format('basket')}.length == 1 && {first}.length == 5")
         kept(22)  # the new offers were shown
         press("Why")
-        page.wait("document.querySelector('#offers .why details')")
+        page.wait("!!document.querySelector('#offers .why details')")
         assert page.run("document.querySelector('#offers details').open") is False
         assert page.run("document.querySelectorAll('#offers details li').length") > 2
         assert page.run("document.getElementById('message').textContent") == "" and not page.errors
