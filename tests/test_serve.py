@@ -1105,6 +1105,12 @@ def test_feedback_that_cannot_be_kept_is_refused(small, settings, log_lines):
         if importlib.util.find_spec("psycopg"):
             assert client.post("/feedback", json=told()).status_code == 503
         assert client.post("/recommend", json={}).status_code == 200
+        client.portal.call(client.app.state.shared.poll_rates)  # does not end the watch over versions and keys
+    (settings.folder / "taken").touch()
+    with TestClient(app.create_app(settings.model_copy(update={"folder": settings.folder / "taken"}), small)) as client:
+        client.headers["X-API-Key"] = KEY
+        assert client.post("/feedback", json=told()).status_code == 503  # the folder cannot be made
+        client.portal.call(client.app.state.shared.poll_rates)
     assert "password" not in "".join(log_lines())
 
 
