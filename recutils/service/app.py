@@ -17,7 +17,6 @@ from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
 from fastapi.security import APIKeyHeader
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from recutils.bundles import BundleConstraints, BundleError, make_bundle
@@ -25,6 +24,7 @@ from recutils.explain.explanation import explain
 from recutils.models.base import ANONYMOUS, one_query
 from recutils.service.artifact import Artifact
 from recutils.service.auth import ServiceSettings, load_settings
+from recutils.service.feedback import UNAVAILABLE
 from recutils.service.middleware import RequestMiddleware, log
 from recutils.service.pseudonyms import pseudonym
 from recutils.service.schemas import (
@@ -174,7 +174,7 @@ async def feedback(request: FeedbackRequest, state: State) -> FeedbackResponse:
         await state.run_in_worker(
             "feedback", partial(state.feedback.add, [told.model_dump() | shared for told in request.events])
         )
-    except SQLAlchemyError as error:
+    except UNAVAILABLE as error:
         log.error("feedback not kept", extra={"fields": {"error": type(error).__name__}})
         raise APIError("Feedback cannot be kept now; tell the shop.", status=503) from None
     for told in request.events:

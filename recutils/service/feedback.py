@@ -6,8 +6,11 @@ from typing import Any
 
 import sqlalchemy as sql
 from sqlalchemy import Column
+from sqlalchemy.exc import SQLAlchemyError
 
 from recutils.service.files import locked
+
+UNAVAILABLE = (SQLAlchemyError, OSError, ImportError)  # what a store raises that cannot be reached, or has no room
 
 FEEDBACK = sql.Table(
     "feedback",
@@ -28,7 +31,7 @@ class FeedbackStore:
 
     SQLite keeps a log written ahead (WAL): what was acknowledged survives a crash, and processes may write at the same
     time. Its file grows to `max_bytes` at most. Methods wait for a disk or a network: none is for the event loop.
-    They raise SQLAlchemyError where there is no room or no database; the next call tries again.
+    They raise one of `UNAVAILABLE` where there is no room or no database; the next call tries again.
     """
 
     def __init__(self, folder: Path, url: str = "", max_bytes: int = 1_000_000_000) -> None:
@@ -40,7 +43,8 @@ class FeedbackStore:
     @cached_property
     def engine(self) -> sql.Engine:
         """The connections; the table is made where it is missing."""
-        engine = sql.create_engine(self.url, pool_pre_ping=True, hide_parameters=True)
+        patience = {} if self.url.drivername.startswith("sqlite") else {"connect_timeout": 3}
+        engine = sql.create_engine(self.url, pool_pre_ping=True, hide_parameters=True, connect_args=patience)
         with locked(self.folder):
             if engine.dialect.name == "sqlite":
                 self.file.touch(0o600)

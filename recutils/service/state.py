@@ -12,13 +12,12 @@ from functools import partial
 from typing import Any
 
 import prometheus_client as prometheus
-from sqlalchemy.exc import SQLAlchemyError
 from threadpoolctl import threadpool_limits
 
 from recutils.models.base import ANONYMOUS
 from recutils.service.artifact import Artifact, ArtifactError, load, read_canary
 from recutils.service.auth import Authenticator, ServiceSettings, read_keys
-from recutils.service.feedback import FeedbackStore
+from recutils.service.feedback import UNAVAILABLE, FeedbackStore
 from recutils.service.limits import SharedLimiter
 from recutils.service.middleware import Metrics
 from recutils.service.monitor import DriftMonitor
@@ -165,8 +164,9 @@ class AppState:
         if time.monotonic() < self.rates_at + RATES_SECONDS:
             return
         self.rates_at = time.monotonic()
-        with contextlib.suppress(SQLAlchemyError, APIError):
-            found = await self.run_in_worker("feedback", partial(self.feedback.rates, time.time() - 86_400))
+        with contextlib.suppress(*UNAVAILABLE, APIError):  # TimeoutError is an OSError
+            async with asyncio.timeout(5):
+                found = await self.run_in_worker("feedback", partial(self.feedback.rates, time.time() - 86_400))
             self.metrics.rates.clear()
             for version in found.keys() & {self.version_label(v) for v in found}:
                 for measure in ("click_through", "conversion"):

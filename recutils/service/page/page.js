@@ -138,7 +138,7 @@ async function renew() {
 }
 
 const ruleText = (rule) =>
-  `Of baskets with ${rule.antecedents.join(" and ")}, ${Math.round(100 * rule.confidence)} % hold it (lift ${rule.lift.toFixed(1)}).`;
+  `Of baskets with ${rule.if.join(" and ")}, ${Math.round(100 * rule.confidence)} % hold it (lift ${rule.lift.toFixed(1)}).`;
 
 async function why(item, li) {
   const old = li.querySelector(".why");
