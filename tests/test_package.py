@@ -33,7 +33,7 @@ ROOMS = {
 # (Raised by 260 for the ranker's purchase histories and earlier origins, by 135 for the baselines of chapter 05, by 225
 # for the miner's threads, counted pairs and partitions, by 172 for the multilingual encoder, whose code two notebooks
 # carried, and a minimum effect of spoken reasons; the service by 470 for queues, early refusal, drain, workers, keys
-# that end and a canary, and by 314 for feedback in a database, one limit in Redis, the gate and a page with households.)
+# that end and a canary, and by 314 for feedback in a database, one limit in Redis, the gate and the page.)
 MOST_LINES = {"package": 5942, "service": 2424, "shop": 2565}
 LONGEST_FUNCTION, MOST_PARAMETERS = 40, 7
 # Public names that one notebook alone uses, or none, each with its reason.
