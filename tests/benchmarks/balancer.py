@@ -101,6 +101,8 @@ def measure(folder: Path, keys: list[str], bodies: list[bytes], say: Callable[[s
                 seconds = SECONDS if case == "one is killed" else 3 * SECONDS
                 asked = ask_steadily(addresses, keys, bodies, seconds, PACE, partial(event, replicas))
             rows.append({"balancer": balancer, "case": case, "a second": PACE} | summary(asked))
+            if not rows[-1]["answered"]:
+                raise SystemExit(f"Nothing was answered: {asked['said'].value_counts().to_dict()}.")
             say(str(rows[-1]))
         if balance:
             with replicated(folder, balance, rate=LIMIT) as (front, _):
@@ -118,7 +120,7 @@ def main() -> None:
     from recutils.service.build import build_book_shop
 
     split = data.time_split(data.load_store())
-    ids = split.items["item_id"].to_numpy()
+    ids = split.items["item_id"].astype(str).to_numpy()
     some = np.random.default_rng(0).choice(len(split.test.matrix.indptr) - 1, 200, replace=False)
     baskets = [ids[split.test.matrix[row].indices].tolist() for row in some]
     bodies = [json.dumps({"basket": basket, "k": 5}).encode() for basket in baskets]
