@@ -8,8 +8,8 @@
 nbval runs the cells and compares outputs. What each notebook cost and which rows moved most goes to
 _build/worlds/WORLD/report.json and is printed.
 
-Where RECUTILS_CHECK_MINUTES is set, notebooks that depend on anything that changed since they were noted come first, the
-quick ones before the slow, and of the others as many as fit into that time, in an order that changes from day to day.
+Where RECUTILS_CHECK_MINUTES is set, notebooks that depend on anything that changed since they were noted come first,
+the quick ones before the slow, and of the others as many as fit into that time, in an order that changes every day.
 A run that is cut off says nothing, so after CHANGED_MINUTES no changed one is begun either; each is named, and stays
 to be run first the next time.
 """
