@@ -8,10 +8,9 @@
 nbval runs the cells and compares outputs. What each notebook cost and which rows moved most goes to
 _build/worlds/WORLD/report.json and is printed.
 
-Where RECUTILS_CHECK_MINUTES is set, notebooks that depend on anything that changed since they were noted come first,
-the quick ones before the slow, and of the others as many as fit into that time, in an order that changes every day.
-A run that is cut off says nothing, so after CHANGED_MINUTES no changed one is begun either; each is named, and stays
-to be run first the next time.
+Where RECUTILS_CHECK_MINUTES is set, as many notebooks are run as fit into that time: those that depend on anything that
+changed since they were noted first, the quick ones before the slow, then the others, in an order that changes every
+day. A changed one for which no time was left is named, and comes first the next time.
 """
 
 import argparse
@@ -46,8 +45,6 @@ CELL_SECONDS = 1200
 
 # What numpy 2.4 calls its kernels beyond AVX2, and the processor's flag that each needs.
 NUMPY_FEATURES = {"X86_V4": "avx512f", "AVX512_ICL": "avx512_vbmi2", "AVX512_SPR": "avx512_fp16"}
-
-CHANGED_MINUTES = 48.0  # after which CI begins no notebook
 
 # How far a result row may move from one machine, precision and seed to another, relative to its value. Counting moves
 # in its last digits; what an encoder says as it came, by the rounding of bf16; what training found, by more. What the
@@ -239,17 +236,14 @@ def keep(report: dict, notebooks: list[Path]) -> None:
     CHECKED.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def in_order(notebooks: list[Path], minutes: float | None) -> list[tuple[Path, float, float]]:
-    """Notebooks in the order to run them; the seconds each is expected to take, and after how many it is not begun."""
-    if minutes is None:
-        return [(notebook, 0.0, math.inf) for notebook in notebooks]
+def in_order(notebooks: list[Path]) -> list[tuple[Path, float]]:
+    """Notebooks in the order to run them where time is short, each with the seconds that it is expected to take."""
     before = checked()
     same = [n for n in notebooks if before.get(n.stem, {}).get("key") == check_key(n)]
     random.Random(datetime.date.today().toordinal()).shuffle(same)
     changed = [notebook for notebook in notebooks if notebook not in same]
     seconds = {n: before[n.stem]["seconds"] if n.stem in before else 0.0 for n in notebooks}
-    first = [(n, seconds[n], 60.0 * max(CHANGED_MINUTES, minutes)) for n in sorted(changed, key=lambda n: seconds[n])]
-    return first + [(n, seconds[n], 60.0 * minutes) for n in same]
+    return [(n, seconds[n]) for n in [*sorted(changed, key=lambda n: seconds[n]), *same]]
 
 
 # ---------------------------------------------------------------------------------------------- a world
@@ -294,11 +288,11 @@ def check_world(name: str, notebooks: list[Path], own: dict[str, str], fresh_cac
     if fresh_cache:
         environment["RECUTILS_CACHE"] = str(place / "cache")
     print(f"{name}: {' '.join(f'{k}={v}' for k, v in own.items()) or 'as it is here'}", flush=True)
-    minutes = os.environ.get("RECUTILS_CHECK_MINUTES")
+    minutes = float(os.environ.get("RECUTILS_CHECK_MINUTES") or math.inf)
     runs: list[dict] = []
     start, left = time.monotonic(), []
-    for notebook, expected, most in in_order(notebooks, float(minutes) if minutes else None):
-        if time.monotonic() - start + expected * pace(runs) > most:
+    for notebook, expected in [(n, 0.0) for n in notebooks] if minutes == math.inf else in_order(notebooks):
+        if time.monotonic() - start + expected * pace(runs) > 60 * minutes:
             left.append(notebook)
             continue
         run = check_notebook(notebook, environment)
